@@ -1,0 +1,161 @@
+"""`llama2 chat`: a conversation in the terminal."""
+
+import contextlib
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from llama2.cli.options import LoadOptions, SampleOptions
+from llama2.errors import Llama2Error
+
+HELP = """\
+/system TEXT   set the system message (no TEXT: remove it) and begin anew
+/reset         begin anew
+/undo          take back the last question and its answer
+/edit          change the last question and ask again
+/retry         ask the last question again
+/stats         show or hide tokens per second
+/help          this list
+/exit          leave (so does Ctrl-D); Ctrl-C stops an answer"""
+
+
+def chat(
+    model: str,
+    /,
+    *,
+    system: str | None = None,
+    stats: bool = False,
+    sample: SampleOptions = SampleOptions(),
+    load: LoadOptions = LoadOptions(),
+) -> None:
+    """Talk to a model in the terminal. /help lists what can be typed besides messages.
+
+    Parameters
+    ----------
+    model
+        Folder, file or hub name.
+    system
+        System message, e.g. how to answer.
+    stats
+        Show tokens per second after each answer.
+    """
+    Session(load.load(model), {"max_new_tokens": None, **sample.given()}, system, stats).run()
+
+
+@dataclass
+class Session:
+    """The state of one conversation and the loop that advances it."""
+
+    llm: Any
+    options: dict[str, Any]
+    system: str | None = None
+    shows_stats: bool = False
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Read lines until the end of input."""
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  line editing and history for input()
+        say("Type a message; /help lists commands, Ctrl-D leaves.")
+        while True:
+            try:
+                line = input(_prompt()).strip()
+            except EOFError:
+                say("")
+                return
+            except KeyboardInterrupt:
+                say("  (Ctrl-D leaves)")
+                continue
+            if line in ("/exit", "/quit"):
+                return
+            try:
+                self.handle(line)
+            except Llama2Error as error:
+                say(f"! {error}")
+
+    def handle(self, line: str) -> None:
+        """Do what one line asks for."""
+        command, _, rest = line.partition(" ")
+        match command:
+            case "":
+                pass
+            case "/help":
+                say(HELP)
+            case "/reset":
+                self.messages.clear()
+                say("(new conversation)")
+            case "/system":
+                self.system = rest.strip() or None
+                self.messages.clear()
+                say(f"(new conversation, {'system message set' if self.system else 'no system message'})")
+            case "/stats":
+                self.shows_stats = not self.shows_stats
+            case "/undo":
+                self.take_back()
+            case "/retry":
+                self.ask(self.take_back())
+            case "/edit":
+                self.ask(_edited(self.take_back()))
+            case _ if command.startswith("/"):
+                say(f"! {command} is not a command; /help lists them")
+            case _:
+                self.ask(line)
+
+    def take_back(self) -> str:
+        """Remove the last question with its answer; return the question, or an empty text."""
+        if not self.messages:
+            say("(nothing was asked yet)")
+            return ""
+        question = self.messages[-2]["content"]
+        del self.messages[-2:]
+        return question
+
+    def ask(self, question: str) -> None:
+        """Send a question and print the answer as it comes; what is refused leaves no trace."""
+        if not question:
+            return
+        asked = [*self.messages, {"role": "user", "content": question}]
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        pieces: list[str] = []
+        n_pieces, started = 0, time.perf_counter()
+        try:
+            for piece in self.llm.stream([*system, *asked], **self.options):
+                n_pieces += 1
+                pieces.append(piece)
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            say(" (stopped)", end="")
+        print()
+        answer = "".join(pieces).strip()
+        self.messages = [*asked, {"role": "assistant", "content": answer}]
+        if self.shows_stats:
+            n_tokens = len(self.llm.tokenizer.encode(answer))
+            seconds = time.perf_counter() - started
+            say(
+                f"({n_tokens} tokens in {seconds:.1f} s, reading the conversation included: {n_tokens / seconds:.1f}/s)"
+            )
+
+
+def _prompt() -> str:
+    return "> " if sys.stdin.isatty() else ""
+
+
+def _edited(question: str) -> str:
+    """Let the user change a line in place where the terminal can; else return it as it was."""
+    if not question or not sys.stdin.isatty():
+        return question
+    try:
+        import readline
+    except ImportError:
+        return question
+    readline.set_startup_hook(lambda: readline.insert_text(question))
+    try:
+        return input("edit> ").strip()
+    finally:
+        readline.set_startup_hook(None)
+
+
+def say(text: str, *, end: str = "\n") -> None:
+    """Print what is not the model's words, on standard error."""
+    print(text, end=end, file=sys.stderr, flush=True)

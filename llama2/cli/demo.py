@@ -1,0 +1,24 @@
+"""`llama2 demo`: everything at once, or a chat with a given model."""
+
+from pathlib import Path
+
+from llama2.cli.chat import Session
+from llama2.cli.options import LoadOptions
+
+
+def demo(model: str | None = None, /, *, out: Path | None = None) -> None:
+    """See the package at work.
+
+    Parameters
+    ----------
+    model
+        Folder, file or hub name to chat with; without one, a pocket Llama walks through every format.
+    out
+        Without a model: a new folder to keep the files in.
+    """
+    if model is None:
+        import llama2.demo
+
+        llama2.demo.demo(out)
+    else:
+        Session(LoadOptions().load(model), {"max_new_tokens": None}).run()

@@ -1,0 +1,98 @@
+"""The `llama2` command: one table of verbs, each imported only when it is called.
+
+A user's mistake is one line on standard error and exit code 2; `--debug` shows the traceback.
+Standard output carries results only.
+"""
+
+import sys
+
+from cyclopts import App, CycloptsError
+
+from llama2 import __version__
+from llama2.errors import Llama2Error
+
+COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "info": (
+        "llama2.cli.models:info",
+        "Show what a model is: shape, parameters, memory per token.",
+        ("llama2 info llama2-70b", "llama2 info stories15M.bin --json"),
+    ),
+    "generate": (
+        "llama2.cli.generate:generate",
+        "Continue a text, or every prompt of a file.",
+        (
+            'llama2 generate stories15M.bin --prompt "Once upon a time" --max-new-tokens 100 --temperature 0',
+            "llama2 generate meta-llama/Llama-3.2-1B --prompts questions.jsonl --out answers.jsonl",
+        ),
+    ),
+    "chat": (
+        "llama2.cli.chat:chat",
+        "Talk to a model in the terminal.",
+        ('llama2 chat meta-llama/Llama-2-7b-chat-hf --system "Answer in one sentence."',),
+    ),
+    "convert": (
+        "llama2.cli.models:convert",
+        "Write a checkpoint in another format.",
+        (
+            "llama2 convert stories15M.bin stories15M-hf --to hf",
+            "llama2 convert ./Llama-2-7b-hf llama-2-7b.gguf --to gguf --dtype q8_0",
+        ),
+    ),
+    "pull": (
+        "llama2.cli.models:pull",
+        "Fetch a model from the Hugging Face hub into its usual cache.",
+        ("llama2 pull NousResearch/Llama-2-7b-chat-hf",),
+    ),
+    "tokenize": (
+        "llama2.cli.models:tokenize",
+        "Show the tokens of a text.",
+        ('llama2 tokenize tokenizer.model "Hello world"',),
+    ),
+    "demo": (
+        "llama2.cli.demo:demo",
+        "See the package at work; with a model, chat with it.",
+        ("llama2 demo", "llama2 demo meta-llama/Llama-2-7b-chat-hf"),
+    ),
+}
+"""Name -> (where its function is, one line of help, examples)."""
+
+
+def make_app() -> App:
+    app = App(
+        name="llama2",
+        help="Run, train, align, compress and serve Llama models.",
+        help_epilogue="Add --debug to any command for the full traceback of an error.",
+        help_format="plaintext",  # Markdown would double the time that --help takes
+        version=__version__,
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+    )
+    for name, (where, summary, examples) in COMMANDS.items():
+        epilogue = "\n".join(["Examples:", *(f"  {example}" for example in examples)])
+        app.command(where, name=name, help=summary, help_epilogue=epilogue)
+    return app
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    is_debug = len(arguments) < len(sys.argv) - 1
+    try:
+        make_app()(arguments or ["--help"])
+    except (Llama2Error, CycloptsError) as error:
+        if is_debug:
+            raise
+        fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output (head, less) left: nothing is wrong
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def fail(message: str) -> None:
+    """Print one line on standard error and leave with exit code 2."""
+    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+    print(f"llama2: error: {line}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,63 @@
+"""Flags that several commands share, flattened into each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load a model."""
+
+    dtype: DType | None = None
+    """Precision to compute in; the stored one if not given."""
+    device: str | None = None
+    """cpu, cuda, mps...; the accelerator if there is one."""
+    tokenizer: Path | None = None
+    """Tokenizer file or folder; looked for beside the checkpoint if not given."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+
+    def load(self, model: str):
+        """Return the loaded LLM (imports PyTorch)."""
+        import llama2
+
+        return llama2.load(
+            model, dtype=self.dtype, device=self.device, tokenizer=self.tokenizer, revision=self.revision
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SampleOptions:
+    """How to choose tokens. What is not given comes from the checkpoint's generation_config, else Meta's defaults."""
+
+    max_new_tokens: int | None = None
+    """At most this many new tokens [default: 256]."""
+    temperature: float | None = None
+    """0 always takes the likeliest token [default: 0.6]."""
+    top_p: float | None = None
+    """Keep the likeliest tokens up to this probability [default: 0.9]."""
+    top_k: int | None = None
+    """Keep this many of the likeliest tokens; 0 keeps all."""
+    min_p: float | None = None
+    """Drop tokens less likely than this fraction of the likeliest."""
+    repetition_penalty: float | None = None
+    """Above 1 discourages tokens seen in prompt or answer."""
+    presence_penalty: float | None = None
+    """Subtracted from the logit of each token already in the answer."""
+    frequency_penalty: float | None = None
+    """Subtracted once for each time a token is in the answer."""
+    stop: Annotated[tuple[str, ...], Parameter(consume_multiple=False, negative="", show_default=False)] = ()
+    """Text that ends the answer; give the flag again for more."""
+    seed: int | None = None
+    """Makes the random choices repeatable."""
+
+    def given(self) -> dict[str, object]:
+        """Return only what the user set, as keyword arguments of the LLM's verbs."""
+        return {name: value for name, value in vars(self).items() if value not in (None, ())}

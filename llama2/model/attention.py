@@ -1,0 +1,83 @@
+"""Scaled dot-product attention over grouped heads: one plain definition and its fast twin.
+
+What a query may see is said once, by `visible`: keys at its own position or before, in its own
+document, within the window. The model never learns how keys and values are kept: a `Cache` does.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class Cache(Protocol):
+    """Keeps the keys and values of earlier positions and attends over them.
+
+    Where the new tokens stand (their rows and positions) was told to the cache before the forward
+    pass; that is the business of whoever made the cache, not of the model.
+    """
+
+    def attend(
+        self, layer: int, q: Float[Tensor, "B T H Dh"], k: Float[Tensor, "B T K Dh"], v: Float[Tensor, "B T K Dh"]
+    ) -> Float[Tensor, "B T H Dh"]:
+        """Append k and v (already rotated) to this layer's, and return attention of q over all it may see."""
+        ...
+
+
+def visible(
+    q_positions: Int[Tensor, "#B T"],
+    k_positions: Int[Tensor, "#B S"],
+    *,
+    window: int | None = None,
+    documents: Int[Tensor, "B T"] | None = None,
+) -> Bool[Tensor, "#B T S"]:
+    """Return which keys each query may see: not later ones, not other documents', not beyond the window.
+
+    With `documents` the keys are those of the same T tokens.
+    """
+    distance = q_positions[:, :, None] - k_positions[:, None, :]
+    seen = distance >= 0
+    if window is not None:
+        seen = seen & (distance < window)
+    if documents is not None:
+        seen = seen & (documents[:, :, None] == documents[:, None, :])
+    return seen
+
+
+def attend_plain(
+    q: Float[Tensor, "B T H Dh"],
+    k: Float[Tensor, "B S K Dh"],
+    v: Float[Tensor, "B S K Dh"],
+    mask: Bool[Tensor, "#B T S"],
+) -> Float[Tensor, "B T H Dh"]:
+    """softmax(q k^T / sqrt(Dh)) v, the definition: query head h reads key head h // (H / K), softmax in float32.
+
+    Every query must see at least one key.
+    """
+    group = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(group, dim=2), v.repeat_interleave(group, dim=2)  # [B S H Dh]
+    scores = torch.einsum("bthd,bshd->bhts", q, k) / q.shape[-1] ** 0.5
+    scores = scores.masked_fill(~mask[:, None], float("-inf"))
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+    return torch.einsum("bhts,bshd->bthd", weights, v)
+
+
+def attend(
+    q: Float[Tensor, "B T H Dh"],
+    k: Float[Tensor, "B S K Dh"],
+    v: Float[Tensor, "B S K Dh"],
+    mask: Bool[Tensor, "#B T S"] | None = None,
+) -> Float[Tensor, "B T H Dh"]:
+    """The same through PyTorch's fused kernels. Without a mask: causal if S = T, else everything is seen (T = 1)."""
+    assert mask is not None or q.shape[1] in (1, k.shape[1])
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=None if mask is None else mask[:, None],
+        is_causal=mask is None and q.shape[1] > 1,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )  # [B H T Dh]
+    return out.transpose(1, 2)

@@ -1,0 +1,253 @@
+"""What a Llama is, as numbers: its shape, and what follows from the shape by arithmetic.
+
+This file imports neither PyTorch nor anything that it configures, so that a question
+about a model ("how many parameters?") is answered without building one.
+"""
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+from llama2.errors import ConfigError, did_you_mean
+
+RopeKind = Literal["linear", "ntk", "dynamic", "yarn", "llama3"]
+ROPE_KINDS: tuple[str, ...] = ("linear", "ntk", "dynamic", "yarn", "llama3")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary positions are stretched beyond the trained context (see `model/rope.py`)."""
+
+    kind: RopeKind
+    factor: float
+    """How many times the original context; 1.0 changes nothing (for `linear` and `ntk`)."""
+    original_context: int | None = None
+    """Context length the model was trained at, in tokens; `linear` and `ntk` do not need it."""
+    low_freq_factor: float = 1.0
+    """llama3: wavelengths above original_context / this are divided by factor."""
+    high_freq_factor: float = 4.0
+    """llama3: wavelengths below original_context / this are left alone."""
+    beta_fast: float = 32.0
+    """YaRN: dimensions that turn more often than this within the original context stay as they are."""
+    beta_slow: float = 1.0
+    """YaRN: dimensions that turn less often than this are interpolated."""
+    attention_factor: float | None = None
+    """YaRN: multiplies cos and sin; None means 0.1 ln(factor) + 1."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ROPE_KINDS:
+            raise ConfigError(
+                f"rope scaling kind {self.kind!r} is not known{did_you_mean(str(self.kind), ROPE_KINDS)} "
+                f"Known: {', '.join(ROPE_KINDS)}"
+            )
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
+            require_number(f"rope_scaling.{name}", getattr(self, name), above=0)
+        if self.attention_factor is not None:
+            require_number("rope_scaling.attention_factor", self.attention_factor, above=0)
+        if self.factor < 1:
+            raise ConfigError(f"rope_scaling.factor={self.factor} must be at least 1; it says how many times longer")
+        if self.kind in ("dynamic", "yarn", "llama3"):
+            if self.original_context is None:
+                raise ConfigError(f"rope scaling {self.kind!r} needs original_context, the trained length in tokens")
+            require_count("rope_scaling.original_context", self.original_context)
+        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise ConfigError(
+                f"rope_scaling.high_freq_factor={self.high_freq_factor} must be above "
+                f"low_freq_factor={self.low_freq_factor}; Llama 3.1 uses 4 and 1"
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of one Llama. Every field is checked; derived numbers are properties."""
+
+    dim: int
+    """Width of the residual stream (D)."""
+    n_layers: int
+    """Number of blocks (L)."""
+    n_heads: int
+    """Number of query heads (H)."""
+    vocab_size: int
+    """Number of rows in the embedding (V)."""
+    ffn_dim: int
+    """Inner width of the feed-forward layers (F)."""
+    n_kv_heads: int = 0
+    """Number of key and value heads (K); 0 means n_heads, i.e. plain multi-head attention."""
+    head_dim: int = 0
+    """Width of one head (Dh); 0 means dim / n_heads."""
+    context_length: int = 4096
+    """Longest sequence, in tokens."""
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    tied_embeddings: bool = False
+    """The output projection is the embedding, transposed."""
+    attention_bias: bool = False
+    """wq, wk, wv and wo have biases."""
+    ffn_bias: bool = False
+    """w1, w2 and w3 have biases."""
+    sliding_window: int | None = field(default=None)
+    """A token sees this many positions, itself included; None means all before it."""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "n_layers", "n_heads", "vocab_size", "ffn_dim", "context_length"):
+            require_count(name, getattr(self, name))
+        object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
+        require_count("n_kv_heads", self.n_kv_heads)
+        if not self.head_dim and self.dim % self.n_heads:
+            raise ConfigError(
+                f"dim={self.dim} is not divisible by n_heads={self.n_heads}; change one, or give head_dim"
+            )
+        object.__setattr__(self, "head_dim", self.head_dim or self.dim // self.n_heads)
+        require_count("head_dim", self.head_dim)
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(
+                f"n_heads={self.n_heads} is not divisible by n_kv_heads={self.n_kv_heads}; "
+                "each key head serves a whole number of query heads (Llama 2 70B: 64 and 8)"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim={self.head_dim} is odd; rotary embeddings turn pairs of numbers")
+        require_number("norm_eps", self.norm_eps, above=0)
+        require_number("rope_theta", self.rope_theta, above=0)
+        if self.sliding_window is not None:
+            require_count("sliding_window", self.sliding_window)
+
+    @property
+    def n_parameters(self) -> int:
+        """Trained numbers in all; exact, biases included (rotary embeddings have none)."""
+        return self.n_embedding_parameters + self._n_block_parameters + self.dim
+
+    @property
+    def n_embedding_parameters(self) -> int:
+        """The embedding, and the output projection where it is a matrix of its own."""
+        return self.vocab_size * self.dim * (1 if self.tied_embeddings else 2)
+
+    @property
+    def _n_block_parameters(self) -> int:
+        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        attention = 2 * self.dim * q + 2 * self.dim * kv
+        feed_forward = 3 * self.dim * self.ffn_dim
+        biases = self.attention_bias * (q + 2 * kv + self.dim) + self.ffn_bias * (2 * self.ffn_dim + self.dim)
+        return self.n_layers * (attention + feed_forward + biases + 2 * self.dim)
+
+    def flops_per_token(self, sequence_length: int) -> int:
+        """Floating-point operations to train on one token of a sequence of this many tokens.
+
+        6 N + 12 L D T, where N = n_parameters - n_embedding_parameters, L = n_layers,
+        D = n_heads * head_dim (dim, in every released Llama) and T = sequence_length:
+        each weight is used once forward and twice backward, two operations each time;
+        attention adds q.k and p.v, 2 * 2 * D * T forward and twice that backward, not
+        halved for causality (PaLM, arXiv:2204.02311 appendix B).
+        """
+        n = self.n_parameters - self.n_embedding_parameters
+        return 6 * n + 12 * self.n_layers * self.n_heads * self.head_dim * sequence_length
+
+    def kv_bytes_per_token(self, bytes_per_number: int = 2) -> int:
+        """Bytes of key-value cache per token of context: 2 L K Dh numbers (16-bit unless said)."""
+        return 2 * self.n_layers * self.n_kv_heads * self.head_dim * bytes_per_number
+
+
+def require_count(name: str, value: object) -> None:
+    """Raise ConfigError unless value is a whole number of at least 1 (and of sane size)."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 40:
+        raise ConfigError(f"{name}={value!r} must be a whole number from 1 up")
+
+
+def require_number(name: str, value: object, *, above: float) -> None:
+    """Raise ConfigError unless value is a finite number above the bound."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and value > above):
+        raise ConfigError(f"{name}={value!r} must be a finite number above {above}")
+
+
+def ffn_width(dim: int, multiple_of: int, multiplier: float | None = None) -> int:
+    """Return the feed-forward width that Meta's params.json leaves to be computed.
+
+    2/3 of 4 dim, times the multiplier if any, rounded up to multiple_of (facebookresearch/llama model.py).
+    """
+    hidden = int(2 * (4 * dim) / 3)
+    if multiplier is not None:
+        hidden = int(multiplier * hidden)
+    return multiple_of * ((hidden + multiple_of - 1) // multiple_of)
+
+
+def _released_llamas() -> dict[str, ModelConfig]:
+    """Name every public dense Llama. Sources: arXiv:2302.13971 table 2, 2307.09288 table 1, 2407.21783 table 3,
+    the models' config.json files, karpathy/llama2.c and jzhang38/TinyLlama."""
+    llama1 = {
+        "7b": ModelConfig(4096, 32, 32, 32000, 11008, context_length=2048, norm_eps=1e-6),
+        "13b": ModelConfig(5120, 40, 40, 32000, 13824, context_length=2048, norm_eps=1e-6),
+        "33b": ModelConfig(6656, 60, 52, 32000, 17920, context_length=2048, norm_eps=1e-6),
+        "65b": ModelConfig(8192, 80, 64, 32000, 22016, context_length=2048, norm_eps=1e-6),
+    }
+    llama2 = {
+        "7b": ModelConfig(4096, 32, 32, 32000, 11008),
+        "13b": ModelConfig(5120, 40, 40, 32000, 13824),
+        "34b": ModelConfig(8192, 48, 64, 32000, 22016, n_kv_heads=8),
+        "70b": ModelConfig(8192, 80, 64, 32000, 28672, n_kv_heads=8),
+    }
+    llama3 = {
+        "8b": ModelConfig(4096, 32, 32, 128256, 14336, n_kv_heads=8, context_length=8192, rope_theta=5e5),
+        "70b": ModelConfig(8192, 80, 64, 128256, 28672, n_kv_heads=8, context_length=8192, rope_theta=5e5),
+        "405b": ModelConfig(16384, 126, 128, 128256, 53248, n_kv_heads=8, context_length=8192, rope_theta=5e5),
+        "1b": ModelConfig(
+            2048, 16, 32, 128256, 8192, n_kv_heads=8, context_length=8192, rope_theta=5e5, tied_embeddings=True
+        ),
+        "3b": ModelConfig(
+            3072, 28, 24, 128256, 8192, n_kv_heads=8, context_length=8192, rope_theta=5e5, tied_embeddings=True
+        ),
+    }
+
+    def code(base: ModelConfig, vocab_size: int) -> ModelConfig:
+        return replace(base, vocab_size=vocab_size, context_length=16384, rope_theta=1e6)
+
+    def long(base: ModelConfig, factor: float) -> ModelConfig:
+        return replace(base, context_length=131072, rope_scaling=RopeScaling("llama3", factor, 8192))
+
+    family = {f"llama1-{size}": config for size, config in llama1.items()}
+    for size in ("7b", "13b", "34b", "70b"):  # llama2-34b was never released; Code Llama 34B has its shape
+        family[f"llama2-{size}"] = llama2[size]
+        if size != "34b":
+            family[f"llama2-{size}-chat"] = llama2[size]
+    for size, vocab_size in (("7b", 32016), ("13b", 32016), ("34b", 32000), ("70b", 32016)):
+        family[f"codellama-{size}"] = code(llama2[size], vocab_size)
+        family[f"codellama-{size}-python"] = code(llama2[size], 32016 if size == "70b" else 32000)
+        family[f"codellama-{size}-instruct"] = code(llama2[size], vocab_size)
+    for size in ("8b", "70b"):
+        family[f"llama3-{size}"] = family[f"llama3-{size}-instruct"] = llama3[size]
+    for size in ("8b", "70b", "405b"):
+        family[f"llama3.1-{size}"] = family[f"llama3.1-{size}-instruct"] = long(llama3[size], 8.0)
+    for size in ("1b", "3b"):  # the config.json files say 32 where Meta's own code has 8
+        family[f"llama3.2-{size}"] = family[f"llama3.2-{size}-instruct"] = long(llama3[size], 32.0)
+    family["llama3.3-70b-instruct"] = long(llama3["70b"], 8.0)
+    family["tinyllama-1.1b"] = ModelConfig(2048, 22, 32, 32000, 5632, n_kv_heads=4, context_length=2048)
+    family["tinyllama-1.1b-chat"] = family["tinyllama-1.1b"]
+    family["stories260k"] = ModelConfig(64, 5, 8, 512, 172, n_kv_heads=4, context_length=512, tied_embeddings=True)
+    family["stories15m"] = ModelConfig(288, 6, 6, 32000, 768, context_length=256, tied_embeddings=True)
+    family["stories42m"] = ModelConfig(512, 8, 8, 32000, 1376, context_length=1024, tied_embeddings=True)
+    family["stories110m"] = ModelConfig(768, 12, 12, 32000, 2048, context_length=1024, tied_embeddings=True)
+    return family
+
+
+FAMILY: dict[str, ModelConfig] = _released_llamas()
+"""Every public dense Llama by name; see `llama2 info NAME`."""
+
+
+def family_config(name: str) -> ModelConfig:
+    """Return the shape of a released Llama, e.g. `llama2-7b`.
+
+    Raises ConfigError naming the nearest known model.
+    """
+    key = name.lower()
+    if key not in FAMILY:
+        raise ConfigError(f"{name!r} is not a model of the Llama family{did_you_mean(name, FAMILY)}")
+    return FAMILY[key]
+
+
+def config_fields(config: ModelConfig) -> dict[str, object]:
+    """Return the config as plain values, nested ones included, for JSON and tables."""
+    values = {item.name: getattr(config, item.name) for item in fields(config)}
+    if config.rope_scaling is not None:
+        scaling = config.rope_scaling
+        values["rope_scaling"] = {item.name: getattr(scaling, item.name) for item in fields(scaling)}
+    return values

@@ -1,0 +1,18 @@
+"""Shared fixtures: where the real checkpoints are."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # tiny models: more threads would only wait for each other, and for other workers
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder of real checkpoints, tokenizers and data; tests that need it skip without it."""
+    folder = os.environ.get("LLAMA2_TEST_ASSETS")
+    if not folder:
+        pytest.skip("LLAMA2_TEST_ASSETS is not set: no real checkpoints to test with")
+    return Path(folder)

@@ -1,0 +1,122 @@
+"""Filters against worked numbers, draws against their distribution."""
+
+import math
+
+import pytest
+import torch
+
+from llama2.errors import RequestError
+from llama2.infer.request import SamplingParams
+from llama2.infer.sampling import choose, filtered, penalise, uniform
+
+PLAIN = dict(temperature=1.0, top_p=1.0)
+
+
+def distribution(p, **options):
+    """Return the filtered distribution in the vocabulary's own order."""
+    logits = torch.tensor([p], dtype=torch.float64).log()
+    probabilities, ids = filtered(logits, [SamplingParams(**{**PLAIN, **options})])
+    return torch.zeros_like(probabilities).scatter(1, ids, probabilities)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (dict(top_p=0.81), [0.526315789, 0.315789474, 0.157894737, 0]),
+        (dict(top_p=0.79), [0.625, 0.375, 0, 0]),
+        (dict(top_p=0.01), [1, 0, 0, 0]),
+        (dict(top_k=2), [0.625, 0.375, 0, 0]),
+        (dict(top_k=100), [0.5, 0.3, 0.15, 0.05]),
+        (dict(min_p=0.29), [0.526315789, 0.315789474, 0.157894737, 0]),
+        (dict(min_p=1.0), [1, 0, 0, 0]),
+        (dict(top_k=3, top_p=0.53), [0.625, 0.375, 0, 0]),  # top-p sees what top-k left: 0.526 + ...
+        (dict(temperature=0.5), [0.684931507, 0.246575342, 0.061643836, 0.006849315]),
+        (dict(), [0.5, 0.3, 0.15, 0.05]),
+    ],
+)
+def test_filters(options, expected):
+    assert distribution([0.5, 0.3, 0.15, 0.05], **options) == pytest.approx(expected, abs=1e-9)
+
+
+def test_filters_find_the_likeliest_wherever_they_stand():
+    assert distribution([0.05, 0.5, 0.15, 0.3], top_k=2) == pytest.approx([0, 0.625, 0, 0.375], abs=1e-9)
+
+
+def test_rows_have_parameters_of_their_own():
+    logits = torch.tensor([[0.5, 0.3, 0.2]] * 3, dtype=torch.float64).log()
+    rows = [SamplingParams(**PLAIN, top_k=1), SamplingParams(**PLAIN), SamplingParams(temperature=1.0, top_p=0.6)]
+    p, _ = filtered(logits, rows)
+    assert p.tolist() == [pytest.approx([1, 0, 0]), pytest.approx([0.5, 0.3, 0.2]), pytest.approx([0.625, 0.375, 0])]
+
+
+def test_a_tiny_temperature_does_not_overflow():
+    p, ids = filtered(torch.tensor([[1e4, -1e4, 9e3]]), [SamplingParams(temperature=1e-6, top_p=1.0)])
+    assert p.tolist() == [[1.0, 0.0, 0.0]] and ids[0, 0] == 0
+
+
+def test_penalties():
+    logits = torch.tensor([2.0, -2.0, 1.0, 0.5])
+    params = SamplingParams(repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=0.5, logit_bias={3: 1.5})
+    out = penalise(logits, params, prompt=[0], answer=[1, 1, 3])
+    # 0: 2/2. 1: -2*2 - 0.25 - 2*0.5. 2: unseen. 3: (0.5 + 1.5)/2 - 0.25 - 0.5
+    assert out.tolist() == pytest.approx([1.0, -5.25, 1.0, 0.25])
+    assert logits.tolist() == [2.0, -2.0, 1.0, 0.5]
+
+
+def test_temperature_zero_takes_the_first_of_the_likeliest():
+    assert choose(
+        torch.tensor([[1.0, 3.0, 3.0], [5.0, 0.0, 0.0]]), [SamplingParams(temperature=0)] * 2, [0.9, 0.9]
+    ) == [
+        1,
+        0,
+    ]
+
+
+def test_draws_follow_the_distribution():
+    p = [0.5, 0.3, 0.15, 0.05]
+    n = 20_000
+    logits = torch.tensor(p, dtype=torch.float64).log().expand(n, -1)
+    drawn = choose(logits, [SamplingParams(**PLAIN)] * n, [uniform(7, 0, step) for step in range(n)])
+    for token_id, probability in enumerate(p):
+        spread = 4 * math.sqrt(probability * (1 - probability) / n)
+        assert drawn.count(token_id) / n == pytest.approx(probability, abs=spread)
+
+
+@pytest.mark.parametrize("u", [0.0, 0.3, 0.999999, 1 - 2**-53])
+def test_a_dropped_token_is_never_drawn(u):
+    logits = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0))
+    kept = logits.argsort(descending=True)[:, :3]
+    drawn = choose(logits, [SamplingParams(temperature=1.0, top_p=1.0, top_k=3)] * 64, [u] * 64)
+    assert all(token_id in row for token_id, row in zip(drawn, kept.tolist(), strict=True))
+
+
+def test_uniforms_depend_on_seed_answer_and_step_alone():
+    numbers = [uniform(seed, index, step) for seed in (0, 1, -1) for index in (0, 1) for step in range(50)]
+    assert len(set(numbers)) == len(numbers)
+    assert all(0 <= number < 1 for number in numbers)
+    assert uniform(5, 0, 3) == uniform(5, 0, 3)
+    assert sum(numbers) / len(numbers) == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(max_new_tokens=0),
+        dict(temperature=-1),
+        dict(temperature=math.nan),
+        dict(temperature=math.inf),
+        dict(top_p=0),
+        dict(top_p=1.1),
+        dict(top_k=-1),
+        dict(min_p=2),
+        dict(repetition_penalty=0),
+        dict(presence_penalty=math.inf),
+        dict(frequency_penalty=math.nan),
+        dict(logit_bias={1: math.nan}),
+        dict(n=0),
+        dict(logprobs=101),
+    ],
+)
+def test_impossible_parameters_are_refused_by_name(bad):
+    with pytest.raises(RequestError, match=next(iter(bad))):
+        SamplingParams(**bad)
