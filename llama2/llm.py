@@ -146,14 +146,16 @@ class LLM:
     @property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end any text: the checkpoint's end tokens, and the one that begins a new document."""
-        ends = {self.tokenizer.eos_id, self.tokenizer.bos_id, *self.tokenizer.vocabulary.stop_ids, *self._eos_ids}
+        ends: set[int | None] = {*self._eos_ids}
+        if isinstance(self._tokenizer, Tokenizer):
+            ends |= {self._tokenizer.eos_id, self._tokenizer.bos_id, *self._tokenizer.vocabulary.stop_ids}
         return frozenset(token_id for token_id in ends if token_id is not None)
 
     @overload
     def generate(self, prompt: str, **options: Unpack[SamplingOptions]) -> str: ...
     @overload
-    def generate(self, prompt: Sequence[str], **options: Unpack[SamplingOptions]) -> list[str]: ...
-    def generate(self, prompt: str | Sequence[str], **options: Unpack[SamplingOptions]) -> Any:
+    def generate(self, prompt: list[str], **options: Unpack[SamplingOptions]) -> list[str]: ...
+    def generate(self, prompt: str | list[str], **options: Unpack[SamplingOptions]) -> Any:
         """Continue a text and return only what is new; a list for a list of texts.
 
         With n > 1 a list of n stands where the text would (which the annotations cannot say).
@@ -183,11 +185,10 @@ class LLM:
 
     def stream(self, prompt: Prompt, **options: Unpack[SamplingOptions]) -> Iterator[str]:
         """Yield the answer to a text or a conversation piece by piece, never half a character; n must be 1."""
-        if self._params(options).n != 1:
+        request = self._request("0", prompt, options)
+        if request.params.n != 1:
             raise RequestError("stream gives one answer; use generate or complete for n > 1")
-        for _, piece in self._events([prompt], [self._request("0", prompt, options)], options):
-            if piece:
-                yield piece
+        return (piece for _, piece in self._events([prompt], [request], options) if piece)
 
     def continue_ids(self, prompt: Sequence[int], **options: Unpack[SamplingOptions]) -> list[list[int]]:
         """Continue token ids as they are; return n lists of ids, prompt included. Stop strings are not looked for."""
@@ -330,23 +331,24 @@ def sampling_defaults(generation: Mapping[str, object]) -> SamplingParams:
     for name, value in given.items():
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise CheckpointError(f"generation_config.json: {name}={value!r} must be a number")
-    if not given:
-        return SamplingParams(temperature=0.0) if generation.get("do_sample") is False else SamplingParams()
-    if generation.get("do_sample") is False:
-        given["temperature"] = 0.0
-    return replace(SamplingParams(temperature=1.0, top_p=1.0), **given)
+    rest = {"temperature": 1.0, "top_p": 1.0} if given else {}
+    greedy = {"temperature": 0.0} if generation.get("do_sample") is False else {}
+    try:
+        return SamplingParams(**{**rest, **given, **greedy})
+    except RequestError as error:
+        raise CheckpointError(f"generation_config.json: {error}") from None
 
 
 def _listed(generation: Mapping[str, object], name: str) -> list[int]:
     """Return a field that may be absent, one id or a list of ids."""
     value = generation.get(name)
-    values = value if isinstance(value, list) else [] if value is None else [value]
+    values: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(each, int) for each in values):
         raise CheckpointError(f"generation_config.json: {name}={value!r} must be a token id or a list of them")
     return values
 
 
-def _as_list(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+def _as_list(prompt: Any) -> tuple[list[Prompt], bool]:
     """Return the prompts as a list, and whether there was a single one: a text, or a list of messages."""
     if isinstance(prompt, str) or (prompt and isinstance(prompt[0], chat.Message | Mapping)):
         return [prompt], True
@@ -354,7 +356,7 @@ def _as_list(prompt: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
 
 
 def _stop_strings(options: SamplingOptions) -> tuple[str, ...]:
-    stop = options.get("stop") or ()
+    stop = options.get("stop", ())
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(each, str) and each for each in stops):
         raise RequestError(f"stop={stop!r} must be a text or a list of texts, none of them empty")

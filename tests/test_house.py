@@ -9,13 +9,15 @@ import llama2
 
 ROOT = Path(llama2.__file__).parent
 FLOORS = [
-    {"errors", "kernels", "files"},
+    {"errors"},
+    {"kernels", "files"},
     {"model", "tokenizer"},
     {"parallel", "checkpoint", "infer", "chat"},
     {"data", "llm"},
     {"train", "evaluate", "tasks", "serve", "plan"},
     {"align", "compress"},
-    {"cli", "demo", "tutorial"},
+    {"demo", "tutorial"},
+    {"cli"},
 ]
 FREE = {"__init__", "__main__"}
 """The package's own front doors, which point everywhere."""
@@ -92,6 +94,14 @@ def test_public_names_are_sorted_and_exist():
     for name in llama2.__all__:
         assert getattr(llama2, name) is not None
     assert set(llama2.__all__) <= set(dir(llama2))
+
+
+def test_the_stub_names_the_same():
+    stub = ast.parse((ROOT / "__init__.pyi").read_text())
+    imports = {
+        alias.name: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert imports == llama2._HOME
 
 
 def test_tests_mirror_the_package():

@@ -130,13 +130,19 @@ def _count_done(out: Path, records: list[dict[str, Any]]) -> int:
     whole = data[: data.rfind(b"\n") + 1]
     lines = whole.decode("utf-8", "replace").split("\n")[:-1]
     for number, line in enumerate(lines):
-        try:
-            answered = json.loads(line)
-        except json.JSONDecodeError:
-            answered = None
-        is_same = number < len(records) and isinstance(answered, dict)
-        if not is_same or any(answered.get(key) != value for key, value in records[number].items()):
+        answered = _parsed(line)
+        wanted = records[number] if number < len(records) else None
+        if wanted is None or {key: answered.get(key) for key in wanted} != wanted:
             raise RequestError(f"{out}, line {number + 1} answers another prompt; name a new file, or remove this one")
     if len(whole) < len(data):
         out.write_bytes(whole)
     return len(lines)
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """Return the record on a line, or an empty one where there is none."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -50,7 +50,7 @@ def _facts(model: str, revision: str | None) -> dict[str, object]:
 
         path = hub.resolve(model, revision=revision)
         config = store.read_config(path)
-        facts |= {"path": str(path), "format": store.detect(path).NAME}
+        facts |= {"path": str(path), "format": store.detect(path)[0].NAME}
     return {**facts, **config_fields(config), **arithmetic(config)}
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -58,6 +58,6 @@ class SampleOptions:
     seed: int | None = None
     """Makes the random choices repeatable."""
 
-    def given(self) -> dict[str, object]:
+    def given(self) -> dict[str, Any]:
         """Return only what the user set, as keyword arguments of the LLM's verbs."""
         return {name: value for name, value in vars(self).items() if value not in (None, ())}

@@ -155,8 +155,7 @@ def require_count(name: str, value: object) -> None:
 
 def require_number(name: str, value: object, *, above: float) -> None:
     """Raise ConfigError unless value is a finite number above the bound."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and value > above):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < math.inf:
         raise ConfigError(f"{name}={value!r} must be a finite number above {above}")
 
 

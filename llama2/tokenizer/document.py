@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llama2.errors import TokenizerError
-from llama2.tokenizer.hf import BYTE_LEVEL, ESCAPE, PREPEND, STRIP, UNESCAPE, Json, parse_json
+from llama2.tokenizer.hf import BYTE_LEVEL, STRIP, UNESCAPE, Json, normalizer, parse_json
 from llama2.tokenizer.vocabulary import (
     BYTE,
     CONTROL,
@@ -101,7 +101,11 @@ def _new_document(vocabulary: Vocabulary) -> Json:
     }
     return {
         "version": "1.0",
-        "normalizer": _normalizer(vocabulary) if spm else None,
+        "normalizer": normalizer(
+            dummy_prefix=vocabulary.add_dummy_prefix, remove_extra_spaces=vocabulary.remove_extra_spaces
+        )
+        if spm
+        else None,
         "pre_tokenizer": None if spm else {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]},
         "post_processor": _post_processor(vocabulary),
         "decoder": {"type": "Sequence", "decoders": decoders} if spm else BYTE_LEVEL,
@@ -120,15 +124,6 @@ def _check_buildable(vocabulary: Vocabulary) -> None:
                 problem = f"tokenizer.json cannot make and unmake the unused piece {vocabulary.pieces[i]!r}"
     if problem:
         raise TokenizerError(f"cannot be written as tokenizer.json: {problem}; write it as model")
-
-
-def _normalizer(vocabulary: Vocabulary) -> Json:
-    steps: list[Json] = []
-    if vocabulary.remove_extra_spaces:
-        steps += [{"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""}]
-        steps += [{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}]
-    steps += [PREPEND] * vocabulary.add_dummy_prefix + [ESCAPE]
-    return {"type": "Sequence", "normalizers": steps} if len(steps) > 1 else ESCAPE
 
 
 def _post_processor(vocabulary: Vocabulary) -> Json | None:

@@ -29,6 +29,10 @@ Json = dict[str, Any]
 _CONVENTIONS = {"bos_id": ("<s>", "<|begin_of_text|>"), "eos_id": ("</s>", "<|end_of_text|>")}
 PREPEND = {"type": "Prepend", "prepend": SPACE}
 ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+TRIM: tuple[Json, ...] = (
+    {"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""},
+    {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+)
 UNESCAPE = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
 STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -81,8 +85,11 @@ def _read(document: Json, data: bytes, name: str) -> Vocabulary:
     if unk_id is None:
         raise TokenizerError(f"{name}: no unk_token; a byte-fallback tokenizer.json has one, usually <unk>")
     scores, problem = _scores(pieces, types, merges)
-    problem = problem or _foreign_rules(document, strips, pieces, types)
-    return Vocabulary(kind="spm", scores=scores, add_dummy_prefix=strips, unportable=problem, **common)
+    trims = document.get("normalizer") == normalizer(dummy_prefix=strips, remove_extra_spaces=True)
+    problem = problem or _foreign_rules(document, strips, trims, pieces, types)
+    return Vocabulary(
+        kind="spm", scores=scores, add_dummy_prefix=strips, remove_extra_spaces=trims, unportable=problem, **common
+    )
 
 
 def _family(decoder: Json | None, name: str) -> tuple[Any, bool]:
@@ -147,9 +154,17 @@ def _odd_model(model: Json) -> bool:
     return bool(model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
 
 
-def _foreign_rules(document: Json, dummy_prefix: bool, pieces: tuple[str, ...], types: tuple[int, ...]) -> str:
+def normalizer(*, dummy_prefix: bool, remove_extra_spaces: bool) -> Json:
+    """Return the normalizer that treats spaces as a SentencePiece vocabulary with these flags does."""
+    steps = [*TRIM] * remove_extra_spaces + [PREPEND] * dummy_prefix + [ESCAPE]
+    return {"type": "Sequence", "normalizers": steps} if len(steps) > 1 else ESCAPE
+
+
+def _foreign_rules(
+    document: Json, dummy_prefix: bool, trims: bool, pieces: tuple[str, ...], types: tuple[int, ...]
+) -> str:
     """Say what SentencePiece would do otherwise, or nothing."""
-    wanted = {"type": "Sequence", "normalizers": [PREPEND, ESCAPE]} if dummy_prefix else ESCAPE
+    wanted = normalizer(dummy_prefix=dummy_prefix, remove_extra_spaces=trims)
     normalised = document.get("normalizer") == wanted and not document.get("pre_tokenizer")
     if not normalised and not is_metaspace(document, dummy_prefix=dummy_prefix):
         return "its tokenizer.json prepares text in a way SentencePiece does not"

@@ -10,7 +10,7 @@ from llama2.checkpoint import store
 from llama2.errors import Llama2Error
 from llama2.model.transformer import Transformer
 
-N_EACH = 60
+N_EACH = 40
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
