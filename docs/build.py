@@ -1,7 +1,7 @@
 """Write the parts of the documentation that follow from the code: `docs/cli.md` and the family table of both READMEs.
 
-    python -m docs.build            write what changed
-    python -m docs.build --check    change nothing; exit code 1 and a list where something is out of date
+python -m docs.build            write what changed
+python -m docs.build --check    change nothing; exit code 1 and a list where something is out of date
 """
 
 import io

@@ -304,7 +304,7 @@ def load(
             f"{checkpoint.config.vocab_size} rows: they do not belong together; name the right one with --tokenizer"
         )
     name = str(dtype).removeprefix("torch.") if dtype is not None else None
-    transformer = store.load(path, dtype=name, device=str(device or default_device()))
+    transformer = store.load(path, dtype=name, device=_usable_device(device))
     return LLM(transformer, vocabulary, generation=checkpoint.generation)
 
 
@@ -318,6 +318,17 @@ def _tokenizer_for(path: Path) -> Tokenizer | TokenizerMissing:
 def default_device() -> torch.device:
     """Return the accelerator if there is one, else the CPU."""
     return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def _usable_device(device: str | torch.device | None) -> str:
+    """Return the device's name; raise RequestError if there is no such device here."""
+    name = str(device or default_device())
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(f"device {name!r} cannot be used here ({reason}); cpu always can") from None
+    return name
 
 
 def sampling_defaults(generation: Mapping[str, object]) -> SamplingParams:

@@ -38,9 +38,12 @@ _BLOCK_TYPES = ("q8_0", "q4_0")
 def detect(path: str | Path) -> tuple[Format, Path]:
     """Return the format of a checkpoint and the folder or file that holds it.
 
-    A folder may hold one GGUF or llama2.c file. Raises CheckpointError that lists what was looked for.
+    A folder may hold one GGUF or llama2.c file, and its config.json or params.json stands for the folder.
+    Raises CheckpointError that lists what was looked for.
     """
     path = Path(path)
+    if path.name in ("config.json", "params.json") and path.is_file():
+        path = path.parent
     with _readable(path):
         path.stat()
         for candidate in FORMATS:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llama2.errors import CheckpointError, TokenizerError, TokenizerMissing
-from llama2.files.gguf import read_header
+from llama2.files.gguf import MAGIC, read_header
 from llama2.files.staging import staged_file
 from llama2.tokenizer.document import check_scores, to_config, to_json
 from llama2.tokenizer.gguf import TOKENS, from_gguf_metadata
@@ -70,9 +70,7 @@ def _is_tokenizer(path: Path) -> bool:
             return "tokenizer" in path.name and "config" not in path.name
         case ".bin":
             return path.name.startswith("tok") or _head(path)[12:17] == b"<unk>"
-        case ".gguf":
-            return TOKENS in _gguf_metadata(path)
-    return False
+    return _head(path).startswith(MAGIC) and TOKENS in _gguf_metadata(path)
 
 
 def _head(path: Path) -> bytes:
@@ -89,7 +87,7 @@ def _gguf_metadata(path: Path) -> dict[str, object]:
 
 def _read(path: Path, llama3_names: str | None) -> Vocabulary:
     name = str(path)
-    if path.suffix == ".gguf":
+    if _head(path).startswith(MAGIC):
         return from_gguf_metadata(_gguf_metadata(path), name=name)
     data = _read_bytes(path)
     if path.suffix == ".json":

@@ -1,0 +1,226 @@
+"""The command line as a user runs it: real processes, what they print where, and how they fail."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import llama2
+from llama2.cli.main import COMMANDS
+from llama2.demo import POCKET, pocket_tokenizer
+from llama2.model.config import FAMILY
+from llama2.model.transformer import build
+
+
+def run(*arguments, stdin="", **environment):
+    command = [sys.executable, "-m", "llama2", *map(str, arguments)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, input=stdin, env=env, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "model"
+    llama2.save(build(POCKET, seed=0), path, tokenizer=pocket_tokenizer())
+    return path
+
+
+def imports_torch(*arguments):
+    code = f"""
+import sys
+sys.argv = ["llama2", *{list(map(str, arguments))!r}]
+from llama2.__main__ import main
+try:
+    main()
+except SystemExit:
+    pass
+print("torch" in sys.modules, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout
+    return done.stderr.strip().endswith("True")
+
+
+def test_help_lists_every_command_and_imports_no_torch():
+    done = run("--help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert all(name in done.stdout for name in COMMANDS)
+    assert not imports_torch("--help")
+    assert run().stdout == done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_a_runnable_example(command):
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert f"  llama2 {command}" in done.stdout.split("Examples:")[1]
+
+
+def test_info_on_shapes_and_configs_imports_no_torch(model, tmp_path):
+    assert not imports_torch("info", "llama2-7b")
+    assert not imports_torch("info", model)
+    llama2.convert(model, tmp_path / "m.gguf", to="gguf")
+    llama2.convert(model, tmp_path / "m.bin", to="llama2c")
+    llama2.convert(model, tmp_path / "m", to="meta")
+    for name in ("m.gguf", "m.bin", "m"):
+        assert not imports_torch("info", tmp_path / name)
+    for place in (model, model / "config.json", tmp_path / "m.gguf", tmp_path / "m.bin", tmp_path / "m"):
+        facts = json.loads(run("info", place, "--json").stdout)
+        assert facts["n_parameters"] == POCKET.n_parameters
+
+
+def test_info_lists_the_family():
+    lines = run("info").stdout.splitlines()
+    assert len(lines) == len(FAMILY) + 1
+    assert json.loads(run("info", "--json").stdout)["llama2-7b"]["n_parameters"] == 6_738_415_616
+    assert "6,738,415,616" in run("info", "Llama2-7B").stdout
+
+
+def test_generate_prints_only_the_text(assets):
+    checkpoint = assets / "checkpoints/stories260K/stories260K.bin"
+    expected = json.loads((assets / "checkpoints/expected.json").read_text())["stories260K"][0]["expected"]
+    options = ["--max-new-tokens", 200, "--temperature", 0]
+    done = run("generate", checkpoint, "--prompt", "", *options)
+    assert (done.stdout, done.stderr, done.returncode) == (expected + "\n", "", 0)
+    options[1] = 20
+    echoed = run("generate", checkpoint, "--prompt", "Once upon a time", *options).stdout
+    bare = run("generate", checkpoint, "--prompt", "Once upon a time", "--no-echo", *options).stdout
+    assert echoed == "Once upon a time" + bare
+    assert run("generate", checkpoint, "--prompt", "-", *options, stdin="Once upon a time").stdout == echoed
+
+
+def test_generate_repeats_with_a_seed_and_gives_n_answers(model):
+    options = ["--prompt", "a", "--max-new-tokens", 10, "--temperature", 1, "--seed", 5]
+    once = run("generate", model, *options)
+    assert once.returncode == 0 and once.stdout == run("generate", model, *options).stdout
+    assert run("generate", model, *options, "--n", 3).stdout.startswith(once.stdout)
+
+
+def test_a_file_of_prompts_is_answered_in_order_and_resumes(model, tmp_path):
+    records = [{"id": i, "prompt": "x" * i} for i in range(1, 6)]
+    records += [{"messages": [{"role": "user", "content": "Hi"}]}]
+    source, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    source.write_text("\n".join(map(json.dumps, records)) + '\n"bare"\n')
+    options = ["--prompts", source, "--out", out, "--max-new-tokens", 5, "--temperature", 1, "--seed", 1]
+    done = run("generate", model, *options, "--batch-size", 2)
+    assert done.returncode == 0 and done.stdout == ""
+    whole = out.read_bytes()
+    answers = [json.loads(line) for line in whole.decode().splitlines()]
+    assert [answer.get("id") for answer in answers] == [1, 2, 3, 4, 5, None, None]
+    assert all(answer["n_new_tokens"] <= 5 and isinstance(answer["text"], str) for answer in answers)
+    out.write_bytes(whole[: len(whole) // 2])  # killed in the middle of a line
+    resumed = run("generate", model, *options)
+    assert "going on" in resumed.stderr
+    assert out.read_bytes() == whole
+    again = run("generate", model, *options)
+    assert again.returncode == 0 and out.read_bytes() == whole
+    source.write_text('{"prompt": "another"}\n')
+    refused = run("generate", model, *options)
+    assert refused.returncode == 2 and "answers another prompt" in refused.stderr
+    assert out.read_bytes() == whole
+
+
+def test_convert_says_what_was_lost_and_refuses_to_overwrite(model, tmp_path):
+    done = run("convert", model, tmp_path / "m.gguf", "--to", "gguf", "--dtype", "q8_0")
+    assert done.returncode == 0 and done.stdout == "" and "wrote" in done.stderr
+    before = (tmp_path / "m.gguf").read_bytes()
+    again = run("convert", model, tmp_path / "m.gguf", "--to", "gguf")
+    assert again.returncode == 2 and "exists" in again.stderr
+    assert (tmp_path / "m.gguf").read_bytes() == before
+
+
+def test_tokenize(assets):
+    path = assets / "tokenizers/llama2/tokenizer.model"
+    assert json.loads(run("tokenize", path, "Hello world", "--ids").stdout) == [15043, 3186]
+    assert run("tokenize", path, "Hello world").stdout.split() == ["15043", "'", "Hello'", "3186", "'", "world'"]
+    assert json.loads(run("tokenize", path, "<s>", "--ids", "--special").stdout) == [1]
+    assert json.loads(run("tokenize", path, "<s>", "--ids").stdout) == [529, 29879, 29958]
+
+
+def test_chat_streams_answers_and_obeys_commands(model):
+    lines = [
+        "Hi",
+        "/stats",
+        "Hi again",
+        "/undo",
+        "/retry",
+        "/system Be brief.",
+        "/edit",
+        "/nope",
+        "/help",
+        "[INST]",
+        "/exit",
+    ]
+    done = run("chat", model, "--max-new-tokens", 4, "--temperature", 0, stdin="\n".join(lines) + "\n")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) >= 3
+    for said in (
+        "tokens in",
+        "system message set",
+        "nothing was asked yet",
+        "/nope is not a command",
+        "/undo",
+        "[INST]",
+    ):
+        assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_demo_without_a_model(tmp_path):
+    done = run("demo", "--out", tmp_path / "out")
+    assert done.returncode == 0
+    assert "Nothing trained is at hand" in done.stdout and done.stdout.count("the same") >= 4
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
+        "pocket-hf",
+        "pocket-meta",
+        "pocket.gguf",
+        "pocket.bin",
+    }
+
+
+def test_the_demo_with_a_model_is_a_chat(model):
+    done = run("demo", model, stdin="/exit\n")
+    assert done.returncode == 0 and "/help lists commands" in done.stderr
+
+
+BROKEN = {
+    "unknown command": (["generat", "x"], 'Did you mean "generate"'),
+    "unknown option": (["generate", "x", "--temprature", "1"], "--temperature"),
+    "unknown model": (["generate", "lama2-70b", "--prompt", "x"], "llama2-70b"),
+    "a shape is no checkpoint": (["generate", "llama2-7b", "--prompt", "x"], "the shape of a model, not its weights"),
+    "missing path": (["generate", "./nothing/here", "--prompt", "x"], "nothing/here"),
+    "no prompt": (["generate", "MODEL"], "--prompt"),
+    "bad value": (["generate", "MODEL", "--prompt", "x", "--top-p", "2"], "top_p=2.0"),
+    "too long": (["generate", "MODEL", "--prompt", "x" * 400], "402 tokens"),
+    "no device": (["generate", "MODEL", "--prompt", "x", "--device", "quantum"], "quantum"),
+    "bad dtype": (["generate", "MODEL", "--prompt", "x", "--dtype", "int3"], "int3"),
+    "missing prompts": (["generate", "MODEL", "--prompts", "none.jsonl", "--out", "o.jsonl"], "none.jsonl"),
+    "wrong tokenizer": (["generate", "MODEL", "--prompt", "x", "--tokenizer", "none.model"], "none.model"),
+    "bad format": (["convert", "MODEL", "out", "--to", "onnx"], "onnx"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_mistake_is_one_line_on_standard_error(model, name):
+    arguments, said = BROKEN[name]
+    done = run(*[model if argument == "MODEL" else argument for argument in arguments])
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("llama2: error: ")
+    assert said in done.stderr
+
+
+def test_debug_shows_the_traceback(model):
+    done = run("generate", model, "--prompt", "x", "--top-p", "2", "--debug")
+    assert done.returncode != 0 and "Traceback" in done.stderr and "RequestError" in done.stderr
+
+
+def test_a_prompt_that_is_not_utf8_is_refused(model):
+    command = [sys.executable.encode(), b"-m", b"llama2", b"generate", str(model).encode(), b"--prompt", b"\xff\xfe"]
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == 2 and done.stdout == b""
+    assert done.stderr.startswith(b"llama2: error: ") and done.stderr.count(b"\n") == 1
+    piped = subprocess.run([*command[:-1], b"-"], input=b"\xff\xfe", capture_output=True)
+    assert piped.returncode == 2 and piped.stderr.startswith(b"llama2: error: ")
