@@ -108,7 +108,8 @@ def render(
     """Return a conversation as ids, with the assistant's answers marked.
 
     `format` is one of FORMATS, or None to go by the tokenizer. With `add_generation_prompt` the ids end where
-    an answer begins and, being a prompt, nothing is marked. Raises ChatError where roles, tags or special names do not allow it.
+    an answer begins and, being a prompt, nothing is marked. Raises ChatError where roles, tags or special names
+    do not allow it.
     """
     checked = conversation(messages)
     if add_generation_prompt and checked[-1].role == "assistant":
@@ -185,8 +186,8 @@ def _llama2_turns(messages: Conversation) -> list[tuple[str, str | None]]:
         wanted = ("user", "assistant")[i % 2]
         if role != wanted:
             raise ChatError(
-                f"the roles are {', '.join(message.role for message in messages)}; the Llama 2 format wants an optional "
-                f"system, then user and assistant in turns ({role!r} stands where {wanted!r} belongs)"
+                f"the roles are {', '.join(message.role for message in messages)}; the Llama 2 format wants an "
+                f"optional system, then user and assistant in turns ({role!r} stands where {wanted!r} belongs)"
             )
     answers: list[str | None] = [*texts[1::2]]
     return list(zip(texts[::2], answers + [None] * (len(texts) % 2), strict=True))

@@ -256,7 +256,8 @@ def test_hostile_and_broken_templates_give_one_error(chatml, template):
 def test_templates_have_what_hugging_face_gives_them(chatml):
     template = (
         "{% for m in messages %}{% if m.role == 'tool' %}{% break %}{% endif %}"
-        "{% generation %}{{ m | tojson }}{% endgeneration %}{% endfor %}{{ strftime_now('%Y') | length }}{{ eos_token }}"
+        "{% generation %}{{ m | tojson }}{% endgeneration %}{% endfor %}"
+        "{{ strftime_now('%Y') | length }}{{ eos_token }}"
     )
     tokenizer = Tokenizer(replace(chatml.vocabulary, chat_template=template))
     tokens = render([Message("user", "a<b"), Message("tool", "x")], tokenizer).tokens

@@ -100,10 +100,13 @@ def test_the_pages_name_no_machine():
 def test_marked_examples_run(tmp_path):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    n_expected = 0
     for name in ("README.md", "docs/answering.md"):
         for language, code in RUN.findall(read(name)):
             command = [sys.executable, "-W", "error", "-c", code] if language == "python" else ["bash", "-euc", code]
             done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, f"{name}:\n{code}\n{done.stdout}\n{done.stderr}"
-            for expected in re.findall(r"#> (.*)", code):
+            for expected in re.findall(r"  # -> (.*)", code):
                 assert expected in done.stdout, f"{name}: {expected!r} is not in\n{done.stdout}"
+                n_expected += 1
+    assert n_expected >= 3

@@ -119,8 +119,10 @@ def test_complete_tells_everything(stories):
         5,
         "length",
     )
-    assert len(done.logprobs) == 5 and all(top[0][1] == lp for top, lp in zip(done.top_logprobs, done.logprobs))
-    assert stories.tokenizer.decode(done.tokens).lstrip() in done.text or done.text.startswith(",")
+    assert len(done.logprobs) == len(done.top_logprobs) == 5
+    for token_id, logprob, top in zip(done.tokens, done.logprobs, done.top_logprobs, strict=True):
+        assert top[0] == (token_id, logprob) and len(top) == 2 and top[1][1] <= logprob < 0
+    assert done.text == stories.tokenizer.decode(done.tokens)
 
 
 def test_score_is_the_models_own_probability(pocket):
@@ -129,7 +131,7 @@ def test_score_is_the_models_own_probability(pocket):
     tokens = [1, *pocket.tokenizer.encode(text)]
     with torch.no_grad():
         expected = pocket.model(torch.tensor([tokens]))[0, :-1].log_softmax(-1)
-    wanted = [row[token_id].item() for row, token_id in zip(expected, tokens[1:])]
+    wanted = [row[token_id].item() for row, token_id in zip(expected, tokens[1:], strict=True)]
     assert score.logprobs == pytest.approx(wanted, abs=1e-5)
     assert score.total == pytest.approx(sum(wanted), abs=1e-4)
     assert score.perplexity == pytest.approx(math.exp(-sum(wanted) / len(wanted)), rel=1e-5)

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from llama2.cli.options import LoadOptions, SampleOptions
+from llama2.cli.options import LoadOptions, SampleOptions, Text
 from llama2.errors import Llama2Error
 
 HELP = """\
@@ -24,7 +24,7 @@ def chat(
     model: str,
     /,
     *,
-    system: str | None = None,
+    system: Text | None = None,
     stats: bool = False,
     sample: SampleOptions = SampleOptions(),
     load: LoadOptions = LoadOptions(),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llama2.cli.options import LoadOptions, SampleOptions
+from llama2.cli.options import LoadOptions, SampleOptions, Text
 from llama2.errors import RequestError
 
 
@@ -14,7 +14,7 @@ def generate(
     model: str,
     /,
     *,
-    prompt: str | None = None,
+    prompt: Text | None = None,
     prompts: Path | None = None,
     out: Path | None = None,
     n: int = 1,

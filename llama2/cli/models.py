@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from llama2.cli.options import LoadOptions
+from llama2.cli.options import LoadOptions, Text
 from llama2.model.config import FAMILY, ModelConfig, config_fields
 
 
@@ -139,7 +139,7 @@ def pull(name: str, /, *, revision: str | None = None) -> None:
 
 
 def tokenize(
-    model: str, text: str, /, *, special: bool = False, ids: bool = False, load: LoadOptions = LoadOptions()
+    model: str, text: Text, /, *, special: bool = False, ids: bool = False, load: LoadOptions = LoadOptions()
 ) -> None:
     """Show the tokens of a text: id and piece, one per line.
 

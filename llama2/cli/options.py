@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
+"""A text, which may well begin with a hyphen, or be one."""
+
 DType = Literal["float32", "bfloat16", "float16"]
 
 

@@ -57,7 +57,8 @@ def find_tokenizer(path: Path) -> Path:
         if found:
             return found[0]
     raise TokenizerMissing(
-        f"no tokenizer in {folder}; looked for {', '.join(_NAMES + _PATTERNS)}: put one there, or name one with --tokenizer"
+        f"no tokenizer in {folder}; looked for {', '.join(_NAMES + _PATTERNS)}: "
+        "put one there, or name one with --tokenizer"
     )
 
 

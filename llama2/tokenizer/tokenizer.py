@@ -154,6 +154,6 @@ def check_text(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise TokenizerError(
-            f"text holds the lone surrogate {text[error.start]!r} at character {error.start}, which is not a character; "
+            f"text holds the lone surrogate {text[error.start]!r} at character {error.start}, which is no character; "
             "decode the input with errors='replace'"
         ) from None
