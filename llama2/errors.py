@@ -50,7 +50,7 @@ class HubError(Llama2Error):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the nearest known name, or an empty string."""
+    """Return `, did you mean 'x'?` for the nearest known name, or an empty string."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-    return f"; did you mean {by_lower[close[0]]!r}?" if close else ""
+    return f", did you mean {by_lower[close[0]]!r}?" if close else ""

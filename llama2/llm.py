@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llama2 import chat
 from llama2.checkpoint import hub, store
-from llama2.errors import CheckpointError, RequestError, TokenizerError, TokenizerMissing, did_you_mean
+from llama2.errors import ChatError, CheckpointError, RequestError, TokenizerError, TokenizerMissing, did_you_mean
 from llama2.infer.engine import Engine, completion
 from llama2.infer.request import Completion, Request, SamplingParams, Token
 from llama2.model.transformer import Transformer
@@ -125,14 +125,17 @@ class LLM:
         *,
         generation: Mapping[str, object] | None = None,
         max_batch: int = 32,
+        batch_invariant: bool | None = None,
     ):
         """`tokenizer` may be the error that explains its absence: it is raised when text is first asked for.
 
-        generation: sampling defaults, as a generation_config.json holds them.
+        generation: sampling defaults, as a generation_config.json holds them. max_batch: how many answers to
+        write at once. batch_invariant: see `infer.engine.Engine`.
         """
         self.model = model
         self.config = model.config
         self.max_batch = max_batch
+        self.batch_invariant = batch_invariant
         self._tokenizer = tokenizer
         self.defaults = sampling_defaults(generation or {})
         self._eos_ids = _listed(generation or {}, "eos_token_id")
@@ -164,7 +167,9 @@ class LLM:
 
     def chat(self, messages: Messages, **options: Unpack[SamplingOptions]) -> str:
         """Answer a conversation, e.g. `[{"role": "user", "content": "Hi"}]`; with n > 1 a list of n answers."""
-        return _texts(self.complete(messages, **options))
+        if isinstance(messages, str):
+            raise ChatError('chat takes messages, e.g. [{"role": "user", "content": "Hi"}]; generate continues a text')
+        return _texts(self.complete(chat.conversation(messages), **options))
 
     def complete(self, prompt: Prompt | Sequence[Prompt], **options: Unpack[SamplingOptions]) -> Any:
         """Return the TextCompletion of a text or a conversation: text, tokens, log-probabilities, finish reason.
@@ -191,11 +196,12 @@ class LLM:
         return (piece for _, piece in self._events([prompt], [request], options) if piece)
 
     def continue_ids(self, prompt: Sequence[int], **options: Unpack[SamplingOptions]) -> list[list[int]]:
-        """Continue token ids as they are; return n lists of ids, prompt included. Stop strings are not looked for."""
+        """Continue token ids as they are; return n lists of ids, prompt included."""
+        if "stop" in options:
+            raise RequestError("continue_ids works on ids, and stop is text; use stop_ids")
         params = self._params(options)
         params = replace(params, stop_ids=tuple(sorted({*self.stop_ids, *params.stop_ids})))
-        engine = Engine(self.model, max_batch=self.max_batch)
-        completions = engine.generate([Request("0", tuple(prompt), params)])[0]
+        completions = self._engine().generate([Request("0", tuple(prompt), params)])[0]
         return [[*prompt, *each.tokens] for each in completions]
 
     @torch.no_grad()
@@ -207,9 +213,7 @@ class LLM:
             raise RequestError("score needs a token to begin with, and this vocabulary has neither bos nor eos")
         if not tokens:
             raise RequestError("score needs a text of at least one token")
-        if len(tokens) > self.config.context_length:
-            raise RequestError(f"the text has {len(tokens)} tokens; the context holds {self.config.context_length}")
-        hidden = self.model.hidden(self._tensor([start, *tokens[:-1]]))[0]
+        hidden = self.model.hidden(self._tensor(self._fitting([start, *tokens[:-1]])))[0]
         logprobs: list[float] = []
         for at in range(0, len(tokens), 512):  # the logits of a long text never exist whole
             rows = self.model.project(hidden[at : at + 512]).log_softmax(dim=-1)
@@ -226,7 +230,7 @@ class LLM:
             raise RequestError(f"pooling={pooling!r} must be 'mean' or 'last'")
         vectors = []
         for text in texts:
-            hidden = self.model.hidden(self._tensor(self._prompt_ids(text)))[0].float()
+            hidden = self.model.hidden(self._tensor(self._fitting(self._prompt_ids(text))))[0].float()
             vectors.append(hidden.mean(dim=0) if pooling == "mean" else hidden[-1])
         return torch.stack(vectors) if vectors else torch.empty(0, self.config.dim)
 
@@ -236,7 +240,7 @@ class LLM:
         """Yield each token event with the text that it made certain, until all answers are finished."""
         stops = _stop_strings(options)
         texts: dict[tuple[str, int], _Text] = {}
-        engine = Engine(self.model, max_batch=self.max_batch)
+        engine = self._engine()
         for token in engine.stream(requests):
             key = (token.request_id, token.index)
             if key not in texts:
@@ -252,6 +256,9 @@ class LLM:
                 engine.abort(token.request_id, token.index)
                 token = replace(token, finish_reason="stop")
             yield token, piece
+
+    def _engine(self) -> Engine:
+        return Engine(self.model, max_batch=self.max_batch, batch_invariant=self.batch_invariant)
 
     def _request(self, request_id: str, prompt: Prompt, options: SamplingOptions) -> Request:
         params = self._params(options)
@@ -274,6 +281,14 @@ class LLM:
         conversation = chat.conversation(prompt)
         return list(chat.render(conversation, self.tokenizer, add_generation_prompt=True).tokens)
 
+    def _fitting(self, tokens: list[int]) -> list[int]:
+        """Return the tokens, if there are any and the context holds them."""
+        if not 0 < len(tokens) <= self.config.context_length:
+            raise RequestError(
+                f"the text has {len(tokens)} tokens; the model's context holds 1 to {self.config.context_length}"
+            )
+        return tokens
+
     def _tensor(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor([tokens], device=self.model.tok_embeddings.weight.device)
 
@@ -285,13 +300,16 @@ def load(
     device: str | torch.device | None = None,
     tokenizer: str | Path | None = None,
     revision: str | None = None,
+    max_batch: int = 32,
+    batch_invariant: bool | None = None,
 ) -> LLM:
     """Load a Llama from a folder, a file or a hub name, in any of the formats of `checkpoint.store`.
 
     dtype: float32, bfloat16, float16; the stored one if not given (quantised files: float32 below a billion
     parameters, bfloat16 above). device: the accelerator if there is one, else the CPU. tokenizer: a file or
     folder; looked for beside the checkpoint if not given, and without one `model`, but no text, can be used.
-    revision: branch, tag or commit of a hub repository.
+    revision: branch, tag or commit of a hub repository. max_batch: how many answers to write at once.
+    batch_invariant: an answer is the same, bit for bit, alone and among others; on by default in float32.
     """
     path = hub.resolve(model, revision=revision)
     checkpoint = store.read(path)
@@ -305,7 +323,13 @@ def load(
         )
     name = str(dtype).removeprefix("torch.") if dtype is not None else None
     transformer = store.load(path, dtype=name, device=_usable_device(device))
-    return LLM(transformer, vocabulary, generation=checkpoint.generation)
+    return LLM(
+        transformer,
+        vocabulary,
+        generation=checkpoint.generation,
+        max_batch=max_batch,
+        batch_invariant=batch_invariant,
+    )
 
 
 def _tokenizer_for(path: Path) -> Tokenizer | TokenizerMissing:
@@ -361,7 +385,11 @@ def _listed(generation: Mapping[str, object], name: str) -> list[int]:
 
 def _as_list(prompt: Any) -> tuple[list[Prompt], bool]:
     """Return the prompts as a list, and whether there was a single one: a text, or a list of messages."""
-    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], chat.Message | Mapping)):
+    if isinstance(prompt, str):
+        return [prompt], True
+    if not isinstance(prompt, Sequence):
+        raise RequestError(f"prompt is a {type(prompt).__name__}; wanted a text, messages, or a list of those")
+    if prompt and isinstance(prompt[0], chat.Message | Mapping):
         return [prompt], True
     return list(prompt), False
 

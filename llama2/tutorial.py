@@ -100,14 +100,13 @@ class LLama2Tokenizer:
         """Return ids and mask; padded on the right, cut at max_length only if truncation is asked for."""
         texts = [text] if isinstance(text, str) else list(text)
         rows = [self.encode(each, add_special_tokens=add_special_tokens) for each in texts]
+        limit = self.model_max_length if max_length is None else max_length
         if truncation:
-            rows = [row[: max_length or self.model_max_length] for row in rows]
-        if padding or return_tensors == "pt":
-            width = (max_length or self.model_max_length) if padding == "max_length" else max(map(len, rows))
-            if not padding and any(len(row) < width for row in rows):
-                raise RequestError("texts of different lengths make no tensor; pass padding=True")
-        else:
-            width = 0
+            rows = [row[:limit] for row in rows]
+        width = max(map(len, rows))
+        if not padding and return_tensors == "pt" and any(len(row) < width for row in rows):
+            raise RequestError("texts of different lengths make no tensor; pass padding=True")
+        width = max(width, limit) if padding == "max_length" else width if padding else 0
         masks = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
         rows = [row + [self.pad_token_id] * (width - len(row)) for row in rows]
         if return_tensors == "pt":
@@ -164,6 +163,8 @@ class LLama2Model(nn.Module):
         max_new_tokens: int | None = None,
         num_return_sequences: int = 1,
         do_sample: bool | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
         **options: Any,
     ) -> Any:
         """Continue texts (giving whole texts, prompt included) or ids [B T] (giving ids, prompt included).
@@ -186,33 +187,32 @@ class LLama2Model(nn.Module):
             wants_greedy = False
         if wants_greedy:
             options = {**options, "temperature": 0.0}
+        if eos_token_id is not None:
+            options = {**options, "stop_ids": (eos_token_id,)}
         lengths = _Lengths(max_length, max_new_tokens)
         if isinstance(inputs, Tensor):
-            return self._continue_ids(inputs, attention_mask, lengths, num_return_sequences, options)
+            rows = self._continue_ids(inputs, attention_mask, lengths, num_return_sequences, options)
+            pad_ids = (pad_token_id, self.llm.tokenizer.pad_id, self.llm.tokenizer.eos_id, 0)
+            return _right_padded(rows, next(each for each in pad_ids if each is not None)).to(inputs.device)
         return self._continue_texts(inputs, lengths, num_return_sequences, options)
 
     def _continue_texts(self, texts: str | Sequence[str], lengths: "_Lengths", n: int, options: dict[str, Any]) -> Any:
         answers = []
         for text in [texts] if isinstance(texts, str) else texts:
-            n_prompt = len(self.llm.tokenizer.encode(text)) + 1
+            n_prompt = len(self.llm.tokenizer.encode(text, bos=self.llm.tokenizer.bos_id is not None))
             new = self.llm.generate(text, max_new_tokens=lengths.room_after(n_prompt), n=n, **options)
             answers.append(text + new if n == 1 else [text + each for each in new])
         return answers[0] if isinstance(texts, str) else answers
 
     def _continue_ids(
         self, rows: Tensor, mask: Tensor | None, lengths: "_Lengths", n: int, options: dict[str, Any]
-    ) -> Tensor:
-        prompts = [
-            row[keep.bool()]
-            for row, keep in zip(rows, rows.new_ones(rows.shape) if mask is None else mask, strict=True)
-        ]
+    ) -> list[list[int]]:
+        keep = torch.ones_like(rows, dtype=torch.bool) if mask is None else mask.bool()
         answers: list[list[int]] = []
-        for prompt in prompts:
-            ids = prompt.tolist()
-            answers += self.llm.continue_ids(ids, max_new_tokens=lengths.room_after(len(ids)), n=n, **options)
-        return _right_padded(answers, LLama2Tokenizer(self.llm.tokenizer, model_max_length=0).pad_token_id).to(
-            rows.device
-        )
+        for row, is_real in zip(rows, keep, strict=True):
+            prompt = row[is_real].tolist()
+            answers += self.llm.continue_ids(prompt, max_new_tokens=lengths.room_after(len(prompt)), n=n, **options)
+        return answers
 
 
 class _Lengths:
@@ -222,8 +222,10 @@ class _Lengths:
         self.max_length, self.max_new_tokens = max_length, max_new_tokens
 
     def room_after(self, n_prompt: int) -> int:
-        if self.max_new_tokens is not None or self.max_length is None:
-            return self.max_new_tokens or 256
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        if self.max_length is None:
+            return 256
         if n_prompt >= self.max_length:
             _say_once(
                 f"max_length={self.max_length} counts the prompt, whose {n_prompt} tokens leave no room; "

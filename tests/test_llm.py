@@ -8,7 +8,7 @@ import torch
 
 import llama2
 from llama2.demo import pocket_tokenizer
-from llama2.errors import CheckpointError, RequestError, TokenizerError, TokenizerMissing
+from llama2.errors import ChatError, CheckpointError, RequestError, TokenizerError, TokenizerMissing
 from llama2.infer.request import SamplingParams
 from llama2.llm import LLM, sampling_defaults
 from llama2.model.config import ModelConfig
@@ -166,6 +166,16 @@ def test_what_cannot_be_asked_is_refused(pocket):
         pocket.generate("x", temprature=1)
     with pytest.raises(RequestError, match="n > 1"):
         pocket.stream("x", n=2)
+    with pytest.raises(RequestError, match="stop_ids"):
+        pocket.continue_ids([1], stop="x")
+    with pytest.raises(ChatError, match="generate continues a text"):
+        pocket.chat("Hi")
+    with pytest.raises(ChatError, match="empty"):
+        pocket.chat([])
+    with pytest.raises(RequestError, match="301 tokens"):
+        pocket.embed("x" * 299)
+    with pytest.raises(RequestError, match="int"):
+        pocket.generate(3)
     with pytest.raises(RequestError, match="stop"):
         pocket.generate("x", stop="")
     with pytest.raises(RequestError, match="302 tokens .* 128"):

@@ -36,7 +36,7 @@ def config_from_keys(
         if scaling is not None:
             raise CheckpointError(f"{name}: has both rope_freqs.weight and rope.scaling.type; only one is read")
         require_number("rope.freq_base", theta, above=0)
-        scaling = scaling_from_divisors(name, np.asarray(divisors, np.float64), theta, head_dim, context_length)
+        scaling = scaling_from_divisors(name, np.asarray(divisors, np.float64), theta, head_dim)
     return ModelConfig(
         dim=dim, n_layers=_count(name, keys, "block_count"), n_heads=n_heads, vocab_size=n_rows,
         ffn_dim=_count(name, keys, "feed_forward_length"), n_kv_heads=n_kv_heads, head_dim=head_dim,
@@ -117,9 +117,7 @@ def _times_usual(scale: Any, factor: float) -> float:
     return scale * (0.1 * math.log(factor) + 1.0)
 
 
-def scaling_from_divisors(
-    name: str, divisors: np.ndarray, theta: float, head_dim: int, context_length: int
-) -> RopeScaling:
+def scaling_from_divisors(name: str, divisors: np.ndarray, theta: float, head_dim: int) -> RopeScaling:
     """Find the llama3 scaling that divides the frequencies so. Raises CheckpointError where none does.
 
     Only the divisors are stored. For each plausible original context the factor follows from the
@@ -127,7 +125,7 @@ def scaling_from_divisors(
     """
     if divisors.shape != (head_dim // 2,) or not np.all(np.isfinite(divisors)):
         raise CheckpointError(f"{name}: rope_freqs.weight has shape {divisors.shape}, wanted ({head_dim // 2},)")
-    for scaling in _candidates(divisors, theta, head_dim, context_length):
+    for scaling in _candidates(divisors, theta, head_dim):
         wanted = llama3_divisors(scaling, theta, head_dim)
         if np.allclose(divisors, wanted, rtol=_DIVISOR_TOLERANCE, atol=0):
             return scaling
@@ -137,7 +135,7 @@ def scaling_from_divisors(
     )
 
 
-def _candidates(divisors: np.ndarray, theta: float, head_dim: int, context_length: int) -> Iterator[RopeScaling]:
+def _candidates(divisors: np.ndarray, theta: float, head_dim: int) -> Iterator[RopeScaling]:
     largest = float(divisors.max())
     for original in _ORIGINAL_CONTEXTS:
         smooth = _smooth(RopeScaling("llama3", 1.0, original), theta, head_dim)[int(divisors.argmax())]

@@ -91,37 +91,29 @@ class Session:
                 say(f"(new conversation, {'system message set' if self.system else 'no system message'})")
             case "/stats":
                 self.shows_stats = not self.shows_stats
+            case "/undo" | "/retry" | "/edit" if not self.messages:
+                say("(nothing was asked yet)")
             case "/undo":
-                self.take_back()
+                del self.messages[-2:]
             case "/retry":
-                self.ask(self.take_back())
+                self.ask(self.messages[-2]["content"], after=self.messages[:-2])
             case "/edit":
-                self.ask(_edited(self.take_back()))
+                self.ask(_edited(self.messages[-2]["content"]), after=self.messages[:-2])
             case _ if command.startswith("/"):
                 say(f"! {command} is not a command; /help lists them")
             case _:
-                self.ask(line)
+                self.ask(line, after=self.messages)
 
-    def take_back(self) -> str:
-        """Remove the last question with its answer; return the question, or an empty text."""
-        if not self.messages:
-            say("(nothing was asked yet)")
-            return ""
-        question = self.messages[-2]["content"]
-        del self.messages[-2:]
-        return question
-
-    def ask(self, question: str) -> None:
-        """Send a question and print the answer as it comes; what is refused leaves no trace."""
+    def ask(self, question: str, *, after: list[dict[str, str]]) -> None:
+        """Send a question and print the answer as it comes; what is refused leaves everything as it was."""
         if not question:
             return
-        asked = [*self.messages, {"role": "user", "content": question}]
+        asked = [*after, {"role": "user", "content": question}]
         system = [{"role": "system", "content": self.system}] if self.system else []
         pieces: list[str] = []
-        n_pieces, started = 0, time.perf_counter()
+        started = time.perf_counter()
         try:
             for piece in self.llm.stream([*system, *asked], **self.options):
-                n_pieces += 1
                 pieces.append(piece)
                 print(piece, end="", flush=True)
         except KeyboardInterrupt:
@@ -143,7 +135,7 @@ def _prompt() -> str:
 
 def _edited(question: str) -> str:
     """Let the user change a line in place where the terminal can; else return it as it was."""
-    if not question or not sys.stdin.isatty():
+    if not sys.stdin.isatty():
         return question
     try:
         import readline

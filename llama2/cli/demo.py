@@ -4,6 +4,7 @@ from pathlib import Path
 
 from llama2.cli.chat import Session
 from llama2.cli.options import LoadOptions
+from llama2.errors import RequestError
 
 
 def demo(model: str | None = None, /, *, out: Path | None = None) -> None:
@@ -20,5 +21,7 @@ def demo(model: str | None = None, /, *, out: Path | None = None) -> None:
         import llama2.demo
 
         llama2.demo.demo(out)
+    elif out is not None:
+        raise RequestError("--out keeps the files of the demo without a model; with one there are none")
     else:
         Session(LoadOptions().load(model), {"max_new_tokens": None}).run()

@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llama2.chat import conversation
 from llama2.cli.options import LoadOptions, SampleOptions, Text
-from llama2.errors import RequestError
+from llama2.errors import ChatError, RequestError
+from llama2.files.staging import make_parent
+
+ANSWER = "completion"
+"""The field that an answered record gains."""
 
 
 def generate(
@@ -34,7 +39,8 @@ def generate(
     prompts
         JSON-lines file of prompts: `{"prompt": "..."}` or `{"messages": [...]}` per line.
     out
-        With --prompts: JSON-lines file of answers, in the same order. Interrupted, the same command goes on.
+        With --prompts: the same lines in the same order, each with its "completion". Interrupted, the same
+        command goes on where it stopped.
     n
         Number of answers.
     echo
@@ -72,26 +78,28 @@ def _answer_file(
 
     if batch_size < 1:
         raise RequestError(f"--batch-size {batch_size} must be at least 1")
+    make_parent(out)
     records = list(_read_prompts(source))
     n_done = _count_done(out, records)
     if n_done:
         print(f"{out} holds {n_done} of {len(records)} answers; going on from there", file=sys.stderr)
     if n_done == len(records):
         return
-    llm = load.load(model)
+    llm = load.load(model, max_batch=batch_size)
     batches = range(n_done, len(records), batch_size)
     with out.open("a", encoding="utf-8") as file:
         for start in track(batches, description="answering", console=Console(stderr=True)):
             batch = records[start : start + batch_size]
-            completions = llm.complete([record.get("messages") or record["prompt"] for record in batch], **options)
-            for record, completion in zip(batch, completions, strict=True):
-                file.write(json.dumps({**record, **_answer_fields(completion)}, ensure_ascii=False) + "\n")
+            prompts = [record["messages"] if "messages" in record else record["prompt"] for record in batch]
+            for record, completion in zip(batch, llm.complete(prompts, **options), strict=True):
+                line = json.dumps({**record, ANSWER: _fields(completion)}, ensure_ascii=False)
+                file.write(line + "\n")
             file.flush()
 
 
-def _answer_fields(completion: Any) -> dict[str, object]:
+def _fields(completion: Any) -> object:
     if isinstance(completion, list):
-        return {"answers": [_answer_fields(each) for each in completion]}
+        return [_fields(each) for each in completion]
     return {
         "text": completion.text,
         "finish_reason": completion.finish_reason,
@@ -114,12 +122,23 @@ def _read_prompts(path: Path) -> Iterator[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise RequestError(f"{path}, line {number} is not JSON: {error}") from None
         record = {"prompt": record} if isinstance(record, str) else record
-        is_prompt = isinstance(record, dict) and (
-            isinstance(record.get("prompt"), str) or isinstance(record.get("messages"), list)
-        )
-        if not is_prompt:
-            raise RequestError(f'{path}, line {number} needs {{"prompt": "..."}} or {{"messages": [...]}}')
-        yield record
+        yield _checked(record, f"{path}, line {number}")
+
+
+def _checked(record: Any, where: str) -> dict[str, Any]:
+    """Return the record if it asks for exactly one thing, in a form that can be answered."""
+    if not isinstance(record, dict) or ("prompt" in record) == ("messages" in record):
+        raise RequestError(f'{where} needs either {{"prompt": "..."}} or {{"messages": [...]}}')
+    if ANSWER in record:
+        raise RequestError(f"{where} has a field {ANSWER!r}, where the answer is to be put; rename it")
+    if "messages" in record:
+        try:
+            conversation(record["messages"] if isinstance(record["messages"], list) else [])
+        except ChatError as error:
+            raise RequestError(f"{where}: {error}") from None
+    elif not isinstance(record["prompt"], str):
+        raise RequestError(f"{where}: the prompt {record['prompt']!r} is not a text")
+    return record
 
 
 def _count_done(out: Path, records: list[dict[str, Any]]) -> int:

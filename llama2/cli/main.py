@@ -21,8 +21,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "llama2.cli.generate:generate",
         "Continue a text, or every prompt of a file.",
         (
-            'llama2 generate stories15M.bin --prompt "Once upon a time" --max-new-tokens 100 --temperature 0',
-            "llama2 generate meta-llama/Llama-3.2-1B --prompts questions.jsonl --out answers.jsonl",
+            'llama2 generate stories15M.bin --prompt "Once upon a time" --temperature 0',
+            "llama2 generate ./Llama-3.2-1B --prompts in.jsonl --out out.jsonl",
         ),
     ),
     "chat": (
@@ -60,7 +60,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 def make_app() -> App:
     app = App(
         name="llama2",
-        help="Run, train, align, compress and serve Llama models.",
+        help="Run any Llama: continue texts, chat, convert between formats.",
         help_epilogue="Add --debug to any command for the full traceback of an error.",
         help_format="plaintext",  # Markdown would double the time that --help takes
         version=__version__,

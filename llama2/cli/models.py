@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from llama2.cli.options import LoadOptions, Text
+from llama2.cli.options import Text
+from llama2.errors import RequestError
 from llama2.model.config import FAMILY, ModelConfig, config_fields
 
 
@@ -44,6 +45,8 @@ def info(
 def _facts(model: str, revision: str | None) -> dict[str, object]:
     facts: dict[str, object] = {"model": model}
     if model.lower() in FAMILY and not Path(model).exists():
+        if revision is not None:
+            raise RequestError(f"--revision is for hub repositories; {model!r} is a name of the family")
         config = FAMILY[model.lower()]
     else:
         from llama2.checkpoint import hub, store
@@ -139,7 +142,7 @@ def pull(name: str, /, *, revision: str | None = None) -> None:
 
 
 def tokenize(
-    model: str, text: Text, /, *, special: bool = False, ids: bool = False, load: LoadOptions = LoadOptions()
+    model: str, text: Text, /, *, special: bool = False, ids: bool = False, revision: str | None = None
 ) -> None:
     """Show the tokens of a text: id and piece, one per line.
 
@@ -153,12 +156,13 @@ def tokenize(
         Recognise special tokens such as <s> in the text.
     ids
         Print only the ids, as a JSON list.
+    revision
+        Branch, tag or commit of a hub repository.
     """
     from llama2.checkpoint import hub
     from llama2.tokenizer.formats import load_tokenizer
 
-    path = load.tokenizer or hub.resolve(model, revision=load.revision)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(hub.resolve(model, revision=revision))
     tokens = tokenizer.encode(sys.stdin.read() if text == "-" else text, special=special)
     if ids:
         print(tokens)

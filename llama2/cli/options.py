@@ -26,13 +26,11 @@ class LoadOptions:
     revision: str | None = None
     """Branch, tag or commit of a hub repository."""
 
-    def load(self, model: str):
+    def load(self, model: str, *, max_batch: int = 32):
         """Return the loaded LLM (imports PyTorch)."""
         import llama2
 
-        return llama2.load(
-            model, dtype=self.dtype, device=self.device, tokenizer=self.tokenizer, revision=self.revision
-        )
+        return llama2.load(model, **vars(self), max_batch=max_batch)
 
 
 @Parameter(name="*")
@@ -41,7 +39,7 @@ class SampleOptions:
     """How to choose tokens. What is not given comes from the checkpoint's generation_config, else Meta's defaults."""
 
     max_new_tokens: int | None = None
-    """At most this many new tokens [default: 256]."""
+    """At most this many new tokens [default: 256; in a chat: until the context is full]."""
     temperature: float | None = None
     """0 always takes the likeliest token [default: 0.6]."""
     top_p: float | None = None

@@ -11,6 +11,14 @@ FinishReason = Literal["stop", "length", "abort"]
 MAX_TOP_LOGPROBS = 100
 
 
+def is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How to choose each next token. Every field is checked; the order of application is in `sampling.py`."""
@@ -43,6 +51,17 @@ class SamplingParams:
     """Report log-probabilities, with this many of the likeliest alternatives for each token."""
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "top_k", "seed", "n", "logprobs"):
+            value = getattr(self, name)
+            is_optional = name in ("max_new_tokens", "seed", "logprobs")
+            self._check(name, (value is None and is_optional) or is_whole(value), "a whole number")
+        for name in (
+            *("temperature", "top_p", "min_p"),
+            *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+        ):
+            self._check(name, is_number(getattr(self, name)), "a number")
+        self._check("logit_bias", all(is_whole(k) and is_number(v) for k, v in self.logit_bias.items()), "id: number")
+        self._check("stop_ids", all(map(is_whole, self.stop_ids)), "token ids")
         self._check("max_new_tokens", self.max_new_tokens is None or self.max_new_tokens >= 1, "at least 1, or None")
         self._check("temperature", 0 <= self.temperature < math.inf, "0 or more")
         self._check("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")

@@ -37,8 +37,8 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.kind not in ROPE_KINDS:
             raise ConfigError(
-                f"rope scaling kind {self.kind!r} is not known{did_you_mean(str(self.kind), ROPE_KINDS)} "
-                f"Known: {', '.join(ROPE_KINDS)}"
+                f"rope scaling kind {self.kind!r} is not known{did_you_mean(str(self.kind), ROPE_KINDS)}; "
+                f"known are {', '.join(ROPE_KINDS)}"
             )
         for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
             require_number(f"rope_scaling.{name}", getattr(self, name), above=0)

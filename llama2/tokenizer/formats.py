@@ -26,7 +26,7 @@ from llama2.tokenizer.tokenizer import Tokenizer
 from llama2.tokenizer.vocabulary import Vocabulary, check_id, with_added
 
 _NAMES = ("tokenizer.model", "tokenizer.json", "tokenizer.bin")
-_PATTERNS = ("tok*.model", "tok*.bin", "*.gguf")
+_PATTERNS = ("tok*.model", "tok*.bin")
 _MAX_BYTES = 1 << 28
 
 
@@ -44,12 +44,16 @@ def load_tokenizer(path: str | Path, *, llama3_names: str | None = None) -> Toke
 
 
 def find_tokenizer(path: Path) -> Path:
-    """Return the tokenizer file of a folder, or of the folder that a checkpoint file lies in."""
+    """Return the tokenizer file of a folder, or of the folder that a checkpoint file lies in.
+
+    In a folder a GGUF file counts as one, beside a file it does not: it belongs to another checkpoint.
+    """
     folder = path if path.is_dir() else path.parent
+    patterns = (*_PATTERNS, "*.gguf") if path.is_dir() else _PATTERNS
     for name in _NAMES:
         if (folder / name).is_file():
             return folder / name
-    for pattern in _PATTERNS:
+    for pattern in patterns:
         found = sorted(found for found in folder.glob(pattern) if found != path and _is_tokenizer(found))
         if len(found) > 1:
             names = ", ".join(each.name for each in found)
@@ -57,7 +61,7 @@ def find_tokenizer(path: Path) -> Path:
         if found:
             return found[0]
     raise TokenizerMissing(
-        f"no tokenizer in {folder}; looked for {', '.join(_NAMES + _PATTERNS)}: "
+        f"no tokenizer in {folder}; looked for {', '.join(_NAMES + patterns)}: "
         "put one there, or name one with --tokenizer"
     )
 

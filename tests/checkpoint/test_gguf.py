@@ -105,7 +105,7 @@ def test_rope_divisors_are_the_model_s():
 @pytest.mark.parametrize("divisors", [[1, 2, 3, 4.0], [0, 0, 0, 0.0], [1, 1, 1, np.nan], [1, 1, 8.0], [-1, 1, 1, 8.0]])
 def test_other_rope_divisors_are_refused(divisors):
     with pytest.raises(CheckpointError, match="rope_freqs"):
-        scaling_from_divisors("x", np.array(divisors), 1e4, 8, 4096)
+        scaling_from_divisors("x", np.array(divisors), 1e4, 8)
 
 
 CHANGES = [

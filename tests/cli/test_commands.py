@@ -8,8 +8,10 @@ import sys
 import pytest
 
 import llama2
+from llama2.cli.generate import generate
 from llama2.cli.main import COMMANDS
 from llama2.demo import POCKET, pocket_tokenizer
+from llama2.errors import RequestError
 from llama2.model.config import FAMILY
 from llama2.model.transformer import build
 
@@ -109,7 +111,8 @@ def test_a_file_of_prompts_is_answered_in_order_and_resumes(model, tmp_path):
     whole = out.read_bytes()
     answers = [json.loads(line) for line in whole.decode().splitlines()]
     assert [answer.get("id") for answer in answers] == [1, 2, 3, 4, 5, None, None]
-    assert all(answer["n_new_tokens"] <= 5 and isinstance(answer["text"], str) for answer in answers)
+    for answer in answers:
+        assert answer["completion"]["n_new_tokens"] <= 5 and isinstance(answer["completion"]["text"], str)
     out.write_bytes(whole[: len(whole) // 2])  # killed in the middle of a line
     resumed = run("generate", model, *options)
     assert "going on" in resumed.stderr
@@ -185,6 +188,27 @@ def test_the_demo_with_a_model_is_a_chat(model):
     assert done.returncode == 0 and "/help lists commands" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("not json", "line 2 is not JSON"),
+        ("3", "line 2 needs either"),
+        ("{}", "line 2 needs either"),
+        ('{"prompt": "x", "messages": []}', "line 2 needs either"),
+        ('{"prompt": 3}', "line 2: the prompt 3"),
+        ('{"messages": []}', "line 2: the conversation is empty"),
+        ('{"messages": [{"role": "king", "content": "x"}]}', "line 2"),
+        ('{"prompt": "x", "completion": "y"}', "line 2 has a field 'completion'"),
+    ],
+)
+def test_a_broken_line_of_prompts_is_named_before_any_work(model, tmp_path, line, said):
+    source = tmp_path / "prompts.jsonl"
+    source.write_text('{"prompt": "good"}\n' + line + "\n")
+    with pytest.raises(RequestError, match=said):
+        generate("no-model", prompts=source, out=tmp_path / "new" / "out.jsonl")
+    assert not (tmp_path / "new" / "out.jsonl").exists()
+
+
 BROKEN = {
     "unknown command": (["generat", "x"], 'Did you mean "generate"'),
     "unknown option": (["generate", "x", "--temprature", "1"], "--temperature"),
@@ -198,6 +222,8 @@ BROKEN = {
     "bad dtype": (["generate", "MODEL", "--prompt", "x", "--dtype", "int3"], "int3"),
     "missing prompts": (["generate", "MODEL", "--prompts", "none.jsonl", "--out", "o.jsonl"], "none.jsonl"),
     "wrong tokenizer": (["generate", "MODEL", "--prompt", "x", "--tokenizer", "none.model"], "none.model"),
+    "demo with both": (["demo", "MODEL", "--out", "x"], "--out"),
+    "a family name has no revision": (["info", "llama2-7b", "--revision", "x"], "--revision"),
     "bad format": (["convert", "MODEL", "out", "--to", "onnx"], "onnx"),
 }
 
