@@ -52,7 +52,7 @@ class DenseCache:
     def place(self, first_row: int, positions: Int[Tensor, "B T"], *, lengths: Sequence[int], by_row: bool) -> None:
         """The next forward pass brings tokens for rows first_row.. at these positions.
 
-        lengths: each row's largest position + 1, known to the caller without asking the device. by_row: attend
+        positions: consecutive in each row. lengths: each row's largest position + 1, known to the caller without asking the device. by_row: attend
         to each row by itself, over exactly its own keys, so that its bits do not depend on the others.
         """
         n_rows, n_new = positions.shape
@@ -60,6 +60,7 @@ class DenseCache:
         self.rows = range(first_row, first_row + n_rows)
         self.index = (torch.arange(first_row, first_row + n_rows, device=positions.device)[:, None], positions)
         self.lengths = lengths
+        self.span = slice(lengths[0] - n_new, lengths[0]) if len(set(lengths)) == 1 else None
         self.is_fresh = n_new == max(lengths) and n_new > 1 and self.window is None  # nothing before these tokens
         self.by_row = by_row and n_new == 1
         self.mask = None
@@ -71,9 +72,8 @@ class DenseCache:
         self, layer: int, q: Float[Tensor, "B T H Dh"], k: Float[Tensor, "B T K Dh"], v: Float[Tensor, "B T K Dh"]
     ) -> Float[Tensor, "B T H Dh"]:
         """Keep k and v, and attend over all that each query may see (`model.attention.Cache`)."""
-        rows, positions = self.index
-        self.k[layer][rows, :, positions] = k
-        self.v[layer][rows, :, positions] = v
+        self._keep(self.k[layer], k)
+        self._keep(self.v[layer], v)
         if self.is_fresh:
             return attend(q, k, v)
         if not self.by_row:
@@ -83,6 +83,14 @@ class DenseCache:
             for i, (row, length) in enumerate(zip(self.rows, self.lengths, strict=True))
         ]
         return torch.cat(outs)
+
+    def _keep(self, store: Float[Tensor, "R K S Dh"], new: Float[Tensor, "B T K Dh"]) -> None:
+        """Write where `place` said; where all rows stand alike a plain copy, which takes a third of the time."""
+        if self.span is not None:
+            store[self.rows.start : self.rows.stop, :, self.span] = new.transpose(1, 2)
+        else:
+            rows, positions = self.index
+            store[rows, :, positions] = new
 
     def _kept(
         self, layer: int, rows: slice, length: int, window: int | None = None

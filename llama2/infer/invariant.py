@@ -56,6 +56,9 @@ class RowInvariant(TorchFunctionMode):
         if func is F.linear:
             x, *rest = args
             return _linear_for(x)(x.flatten(0, -2), *rest, **kwargs).unflatten(0, x.shape[:-1])
+        if func is torch.mv:  # a linear layer of one row (model.transformer.linear)
+            weight, row = args
+            return _linear_for(row)(row[None], weight)[0]
         if func is F.silu:
             return args[0] / (1 + torch.exp(-args[0]))
         return func(*args, **kwargs)

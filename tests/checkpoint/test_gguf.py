@@ -89,9 +89,7 @@ def test_published_rope_divisors(hd, factor):
     first = 29 if hd == 128 else 15
     np.testing.assert_allclose(found[first : first + len(published)], published, rtol=1e-8)
     assert (found[:first] == 1).all() and (found[first + len(published) :] == factor).all()
-    assert scaling_from_divisors("x", found.astype("f4").astype("f8"), 5e5, hd, 131072) == RopeScaling(
-        "llama3", factor, 8192
-    )
+    assert scaling_from_divisors("x", found.astype("f4").astype("f8"), 5e5, hd) == RopeScaling("llama3", factor, 8192)
 
 
 def test_rope_divisors_are_the_model_s():
