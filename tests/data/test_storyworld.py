@@ -1,0 +1,106 @@
+"""The story world: parallel, varied, held apart, and graded exactly."""
+
+import re
+
+import pytest
+
+from llama2.data.storyworld.grade import grade
+from llama2.data.storyworld.stories import Story, cast, split_of, stories, story
+from llama2.data.storyworld.words import LANGUAGES, table
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_every_story_passes_its_own_grade(language, split):
+    for each in stories(0, 300, split=split):
+        found = grade(each.text(language), language, facts=each.facts)
+        assert found.is_well_formed and found.is_consistent and not found.problem, each.text(language)
+        assert found.n_sentences == len(each.beats)
+
+
+def test_a_seed_tells_the_same_story_and_another_seed_another():
+    assert story(3, 7) == story(3, 7)
+    assert len({story(seed, index).text("en") for seed in range(5) for index in range(50)}) == 250
+
+
+def test_worlds_never_share_a_hero_thing_and_place():
+    def keys(split):
+        return {(s.facts.hero[0], s.facts.thing[0], s.facts.place) for s in stories(0, 3000, split=split)}
+
+    assert not keys("train") & keys("heldout")
+    assert all(split_of(s.facts) == "heldout" for s in stories(1, 100, split="heldout"))
+
+
+def test_the_prose_is_varied():
+    trigrams = set()
+    for each in stories(0, 2000):
+        words = each.text("en").split()
+        trigrams |= set(zip(words, words[1:], words[2:], strict=False))
+    assert len(trigrams) > 15_000
+    openings = {each.sentences("en")[2] for each in stories(0, 2000)}
+    assert len(openings) > 1000
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_nothing_is_left_unfilled(language):
+    for each in stories(2, 300):
+        text = each.text(language) + each.title(language) + each.summary(language)
+        assert not re.search(r"[{}]|  ", text)
+        if language == "en":
+            assert not re.search(r"\ba [aeiou]", text) and text.isascii()
+        if language == "es":
+            assert not re.search(r"\b(de|a) el\b", text), text
+
+
+def test_titles_and_summaries_name_who_and_what():
+    each = story(0, 0, split="heldout")
+    for language in LANGUAGES:
+        words = cast(each.facts, language)
+        assert str(words["h"]) in each.title(language) and str(words["t"]) in each.title(language)
+        assert str(words["h"]) in each.summary(language) and str(words["f"]) in each.summary(language)
+
+
+def changed(each: Story, language, old, new, *, nth):
+    """Replace the nth mention of a word."""
+    parts = each.text(language).split(old)
+    assert len(parts) > nth + 1
+    return old.join(parts[: nth + 1]) + new + old.join(parts[nth + 1 :])
+
+
+@pytest.mark.parametrize("slot", ["h", "f", "t"])
+def test_another_name_or_thing_in_the_middle_is_inconsistent(slot):
+    others = {"h": "Zzz", "f": "Zzz", "t": "zzz"}
+    for index in range(60):
+        each = story(5, index)
+        words = cast(each.facts, "en")
+        used = {each.facts.hero[0], each.facts.friend[0]}
+        name = next(name[0] for n, name in enumerate(table("words")["names"]) if n not in used)
+        others |= {"h": name, "f": name, "t": "red kite" if str(words["t"]) != "red kite" else "blue kite"}
+        old = str(words[slot])
+        if each.text("en").count(old) < 2:
+            continue
+        found = grade(changed(each, "en", old, others[slot], nth=1), "en")
+        assert not (found.is_well_formed and found.is_consistent)
+
+
+def test_what_the_grade_says():
+    each = next(s for s in stories(0, 100) if s.facts.is_good and len(s.beats) == 11)
+    text = each.text("en")
+    assert grade(text, "en").problem == ""
+    assert not grade(text[: len(text) // 2], "en").is_well_formed
+    assert "goes on" in grade(text + " The end.", "en").problem
+    assert not grade("Hello there.", "en").is_well_formed
+    assert not grade("", "en").is_well_formed
+    assert not grade(text, "es").is_well_formed
+    other = grade(text, "en", facts=story(0, 101).facts)
+    assert other.is_well_formed and not other.is_consistent
+    sentences = each.sentences("en")
+    assert not grade(" ".join([sentences[1], sentences[0], *sentences[2:]]), "en").is_well_formed
+
+
+def test_a_friend_cannot_be_the_hero():
+    each = next(s for s in stories(0, 50) if s.facts.is_good)
+    words = cast(each.facts, "en")
+    text = each.text("en").replace(str(words["f"]), str(words["h"]))
+    found = grade(text, "en")
+    assert found.is_well_formed and not found.is_consistent
