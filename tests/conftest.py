@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
+WITH_SHAPES = [
+    *("llama2.model.rope", "llama2.model.attention", "llama2.model.transformer"),
+    *("llama2.infer.sampling", "llama2.infer.cache", "llama2.infer.invariant"),
+]
+install_import_hook(WITH_SHAPES, "beartype.beartype")  # every annotated shape and type is checked in the tests
 torch.set_num_threads(1)  # tiny models: more threads would only wait for each other, and for other workers
 
 

@@ -48,6 +48,16 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Show the tokens of a text.",
         ('llama2 tokenize tokenizer.model "Hello world"',),
     ),
+    "world": (
+        "llama2.cli.world:world",
+        "Write a generated world of little stories to train on.",
+        ("llama2 world --stories 10000 --out world",),
+    ),
+    "train-tokenizer": (
+        "llama2.cli.train_tokenizer:train_tokenizer",
+        "Train a vocabulary from text.",
+        ("llama2 train-tokenizer world/train/stories.en.txt --vocab-size 2048 --out tokenizer",),
+    ),
     "demo": (
         "llama2.cli.demo:demo",
         "See the package at work; with a model, chat with it.",

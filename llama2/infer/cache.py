@@ -52,8 +52,9 @@ class DenseCache:
     def place(self, first_row: int, positions: Int[Tensor, "B T"], *, lengths: Sequence[int], by_row: bool) -> None:
         """The next forward pass brings tokens for rows first_row.. at these positions.
 
-        positions: consecutive in each row. lengths: each row's largest position + 1, known to the caller without asking the device. by_row: attend
-        to each row by itself, over exactly its own keys, so that its bits do not depend on the others.
+        positions: consecutive in each row. lengths: each row's largest position + 1, known to the caller without
+        asking the device. by_row: attend to each row by itself, over exactly its own keys, so that its bits do
+        not depend on the others.
         """
         n_rows, n_new = positions.shape
         self.reserve(first_row + n_rows, max(lengths))

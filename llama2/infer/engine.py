@@ -9,7 +9,6 @@ prompts once), then gives every running answer its next token. Rows stay packed:
 import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -17,9 +16,10 @@ from torch import Tensor
 
 from llama2.errors import Llama2Error, RequestError
 from llama2.infer.cache import DenseCache
-from llama2.infer.invariant import RowInvariant
+from llama2.infer.invariant import ROW_INVARIANT
 from llama2.infer.request import Completion, FinishReason, Request, SamplingParams, Token
 from llama2.infer.sampling import choose, needs_penalties, penalise, uniform
+from llama2.model.arithmetic import FAST, computing
 from llama2.model.transformer import Transformer
 
 MAX_PREFILL_TOKENS = 8192
@@ -168,7 +168,7 @@ class Engine:
         lengths = [answer.length for answer in self.running]
         positions = torch.tensor(lengths, device=self.device)[:, None] - 1
         self.cache.place(0, positions, lengths=lengths, by_row=self.batch_invariant)
-        with RowInvariant() if self.batch_invariant else nullcontext():
+        with computing(ROW_INVARIANT if self.batch_invariant else FAST):
             return self.model(tokens, positions, cache=self.cache)[:, -1]
 
     def _sample(self, logits: Tensor) -> list[Token]:

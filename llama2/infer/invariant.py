@@ -1,8 +1,8 @@
 """Arithmetic whose result for one row does not depend on how many other rows there are.
 
 A matrix product changes its last bits with the number of rows, because libraries choose another kernel
-for another shape; over thousands of sampled tokens that is enough to change a text. Under `RowInvariant`
-every row of a linear layer is computed alike whatever its company, bit for bit:
+for another shape; over thousands of sampled tokens that is enough to change a text. `ROW_INVARIANT`
+computes every row of a linear layer alike whatever its company, bit for bit:
 
     tiled_linear    the definition: always the same shape, TILE rows at a time; any device, any dtype
     onednn_linear   the fast way in float32 on x86: its kernels add in one order for any number of rows from 2
@@ -13,13 +13,13 @@ outside this context; within it they are always the same.
 """
 
 import platform
-from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from llama2.model.arithmetic import Arithmetic
 
 TILE = 16
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -41,24 +41,14 @@ def onednn_linear(
     return torch.ops.mkldnn._linear_pointwise(company, weight, bias, "none", [], "")[: x.shape[0]]
 
 
-def _linear_for(x: Tensor) -> Callable[..., Tensor]:
-    has_onednn = IS_X86 and torch.backends.mkldnn.is_available()
-    return onednn_linear if has_onednn and x.device.type == "cpu" and x.dtype == torch.float32 else tiled_linear
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    has_onednn = IS_X86 and x.dtype == torch.float32 and x.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    rows = (onednn_linear if has_onednn else tiled_linear)(x.view(-1, x.shape[-1]), weight, bias)
+    return rows.view(*x.shape[:-1], -1)
 
 
-class RowInvariant(TorchFunctionMode):
-    """Within this context linear layers and SiLU give each row the same bits in any company."""
+def _silu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-x))
 
-    def __torch_function__(
-        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        kwargs = kwargs or {}
-        if func is F.linear:
-            x, *rest = args
-            return _linear_for(x)(x.flatten(0, -2), *rest, **kwargs).unflatten(0, x.shape[:-1])
-        if func is torch.mv:  # a linear layer of one row (model.transformer.linear)
-            weight, row = args
-            return _linear_for(row)(row[None], weight)[0]
-        if func is F.silu:
-            return args[0] / (1 + torch.exp(-args[0]))
-        return func(*args, **kwargs)
+
+ROW_INVARIANT = Arithmetic(_linear, _silu)

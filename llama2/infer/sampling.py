@@ -56,7 +56,7 @@ def filtered(
     top-p is Meta's: a token is dropped when those before it already exceed top_p (facebookresearch/llama).
     """
 
-    def column(values: list[float]) -> Tensor:
+    def column(values: Sequence[float | int]) -> Tensor:
         return torch.tensor(values, device=logits.device, dtype=logits.dtype)[:, None]
 
     n_vocab = logits.shape[-1]

@@ -4,7 +4,7 @@ What a query may see is said once, by `visible`: keys at its own position or bef
 document, within the window. The model never learns how keys and values are kept: a `Cache` does.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+@runtime_checkable
 class Cache(Protocol):
     """Keeps the keys and values of earlier positions and attends over them.
 

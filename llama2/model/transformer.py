@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from llama2.model.arithmetic import Linear, linear, silu
 from llama2.model.attention import Cache, attend, visible
 from llama2.model.config import ModelConfig
 from llama2.model.rope import Rotation, rotate
@@ -27,26 +28,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
-
-
-class Linear(nn.Linear):
-    """x W^T + b."""
-
-    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        return linear(x, self.weight, self.bias)
-
-
-def linear(
-    x: Float[Tensor, "*B I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None = None
-) -> Float[Tensor, "*B O"]:
-    """x W^T + b; a single row of 16-bit numbers on the CPU as a matrix-vector product.
-
-    PyTorch's kernel for that reads bfloat16 weights at 26 GB/s where F.linear reads them at 21
-    (benchmarks/decode.py), and adds in float32 as well.
-    """
-    if bias is None and x.numel() == x.shape[-1] and x.dtype.itemsize == 2 and x.device.type == "cpu":
-        return torch.mv(weight, x.flatten()).view(*x.shape[:-1], -1)
-    return F.linear(x, weight, bias)
 
 
 class Attention(nn.Module):
@@ -81,7 +62,7 @@ class FeedForward(nn.Module):
         self.w3 = Linear(config.dim, config.ffn_dim, bias=config.ffn_bias)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(silu(self.w1(x)) * self.w3(x))
 
 
 class Block(nn.Module):

@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 from llama2.errors import TokenizerError
-from llama2.tokenizer.vocabulary import BYTE, Source, Vocabulary
+from llama2.tokenizer.vocabulary import BYTE, NORMAL, Source, Vocabulary
 
 WAY_OUT = "the file is damaged or of another kind, fetch it again"
 
@@ -57,6 +57,18 @@ def to_proto(vocabulary: Vocabulary) -> bytes:
         _set_pieces(model, vocabulary)
         _set_rules(model, vocabulary)
     model.trainer_spec.vocab_size = len(model.pieces)
+    return model.SerializeToString()
+
+
+def as_bpe(data: bytes) -> bytes:
+    """Return a model of single characters as one of BPE, which splits text alike where there is nothing to merge.
+
+    Scores become ranks, as BPE has them: the logarithm of a character that was never seen is not a number.
+    """
+    model = _parse(data, "the trained vocabulary")
+    model.trainer_spec.model_type = _module().TrainerSpec.BPE
+    for rank, piece in enumerate(each for each in model.pieces if each.type == NORMAL):
+        piece.score = -float(rank)
     return model.SerializeToString()
 
 

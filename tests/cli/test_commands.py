@@ -10,8 +10,9 @@ import pytest
 import llama2
 from llama2.cli.generate import generate
 from llama2.cli.main import COMMANDS
+from llama2.cli.train_tokenizer import train_tokenizer
 from llama2.demo import POCKET, pocket_tokenizer
-from llama2.errors import RequestError
+from llama2.errors import RequestError, TokenizerError
 from llama2.model.config import FAMILY
 from llama2.model.transformer import build
 
@@ -169,6 +170,34 @@ def test_chat_streams_answers_and_obeys_commands(model):
     ):
         assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_vocabulary_from_a_generated_world(tmp_path):
+    world, out = tmp_path / "world", tmp_path / "tokenizer"
+    assert run("world", "--stories", 200, "--heldout", 2, "--out", world).returncode == 0
+    files = [world / "train/stories.en.txt", world / "train/stories.jsonl"]
+    done = run("train-tokenizer", *files, "--vocab-size", 900, "--out", out)
+    assert done.returncode == 0 and done.stdout == "" and "900 pieces" in done.stderr
+    ids = [json.loads(run("tokenize", out / name, "Mia went", "--ids").stdout) for name in TOKENIZERS]
+    assert ids[0] == ids[1]
+    again = run("train-tokenizer", *files, "--vocab-size", 900, "--out", out)
+    assert again.returncode == 2 and "nothing is overwritten" in again.stderr
+
+
+TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [('{"text": "a"}\n{}\n', "line 2"), ("x\n", "line 1 is not JSON"), ("", "no text")]
+)
+def test_a_broken_corpus_is_named(tmp_path, content, said):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(content)
+    with pytest.raises(TokenizerError, match=said):
+        train_tokenizer(path, out=tmp_path / "out", vocab_size=300)
+    with pytest.raises(TokenizerError, match="none.txt"):
+        train_tokenizer(tmp_path / "none.txt", out=tmp_path / "out", vocab_size=300)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_demo_without_a_model(tmp_path):

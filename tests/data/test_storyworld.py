@@ -1,12 +1,16 @@
 """The story world: parallel, varied, held apart, and graded exactly."""
 
+import json
 import re
 
 import pytest
 
+from llama2.data.storyworld.files import write_world
 from llama2.data.storyworld.grade import grade
 from llama2.data.storyworld.stories import Story, cast, split_of, stories, story
+from llama2.data.storyworld.tasks import TASKS, a_task, questions, tasks
 from llama2.data.storyworld.words import LANGUAGES, table
+from llama2.errors import Llama2Error
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -104,3 +108,45 @@ def test_a_friend_cannot_be_the_hero():
     text = each.text("en").replace(str(words["f"]), str(words["h"]))
     found = grade(text, "en")
     assert found.is_well_formed and not found.is_consistent
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_answers_stand_in_the_story(language):
+    for each in stories(4, 100):
+        text = each.text(language)
+        answers = [answer for _, answer in questions(each, language)]
+        words = cast(each.facts, language)
+        bare = [str(words["h"]), words["h"].kind, str(words["p"]), str(words["t"]), str(words["f"])]
+        assert len(answers) == 7
+        for answer, word in zip(answers[:5], bare, strict=True):
+            assert word in answer and word in text, (answer, text)
+
+
+def test_tasks_are_of_every_kind_and_translations_are_the_parallel_story():
+    each = story(0, 1)
+    found = list(tasks(each, "en"))
+    assert {task.task for task in found} == set(TASKS)
+    assert [task.output for task in found if task.task == "translate"] == [each.text("es"), each.text("zh")]
+    kinds = [a_task(each, "es", seed=seed).task for seed in range(500)]
+    assert all(kinds.count(kind) > 60 for kind in TASKS)
+
+
+def test_a_world_is_plain_files_that_do_not_change(tmp_path):
+    for name in ("a", "b"):
+        write_world(tmp_path / name, n_stories=20, n_heldout=5, seed=1)
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert [str(path) for path in files if "train" in str(path)] == [
+        "train/stories.en.txt",
+        "train/stories.es.txt",
+        "train/stories.jsonl",
+        "train/stories.zh.txt",
+        "train/tasks.jsonl",
+    ]
+    assert all((tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes() for path in files)
+    records = [json.loads(line) for line in (tmp_path / "a/train/stories.jsonl").read_text("utf-8").splitlines()]
+    assert len(records) == 60 and all(grade(each["text"], each["language"]).is_consistent for each in records)
+    assert (tmp_path / "a/train/stories.en.txt").read_text().count("\n\n") == 20
+    with pytest.raises(Llama2Error, match="heldout=0"):
+        write_world(tmp_path / "c", n_stories=1, n_heldout=0)
+    with pytest.raises(Llama2Error, match="not an empty folder"):
+        write_world(tmp_path / "a", n_stories=1, n_heldout=1)

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from llama2.infer.engine import Engine
-from llama2.infer.invariant import RowInvariant, onednn_linear, tiled_linear
+from llama2.infer.invariant import ROW_INVARIANT, onednn_linear, tiled_linear
 from llama2.infer.request import Request, SamplingParams
+from llama2.model.arithmetic import computing, linear, silu
 from llama2.model.config import ModelConfig
 from llama2.model.transformer import build
 
@@ -22,10 +23,10 @@ def data(shape, n, dtype):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_linear_rows_do_not_depend_on_their_company(shape, dtype):
     x, weight = data(shape, 70, dtype)
-    with RowInvariant():
-        together = F.linear(x, weight)
+    with computing(ROW_INVARIANT):
+        together = linear(x, weight)
         for n in (1, 2, 3, 8, 16, 17, 33, 64):
-            assert torch.equal(F.linear(x[5 : 5 + n].clone(), weight), together[5 : 5 + n])
+            assert torch.equal(linear(x[5 : 5 + n].clone(), weight), together[5 : 5 + n])
 
 
 @pytest.mark.parametrize("linear", [tiled_linear, onednn_linear])
@@ -39,9 +40,9 @@ def test_the_fast_and_the_plain_way_agree(linear, with_bias):
 
 def test_silu_does_not_depend_on_where_a_number_stands():
     x = torch.randn(31 * 400, generator=torch.Generator().manual_seed(0)) * 3
-    with RowInvariant():
-        assert torch.equal(F.silu(x), torch.cat([F.silu(part.clone()) for part in x.split(31)]))
-        torch.testing.assert_close(F.silu(x), x * torch.sigmoid(x))
+    with computing(ROW_INVARIANT):
+        assert torch.equal(silu(x), torch.cat([silu(part.clone()) for part in x.split(31)]))
+        torch.testing.assert_close(silu(x), x * torch.sigmoid(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

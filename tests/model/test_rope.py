@@ -74,8 +74,8 @@ def test_yarn():
 
 
 def test_ntk_bases():
-    assert ntk_theta(1e4, 2, 128) == pytest.approx(20221.2617, rel=1e-8)
-    assert ntk_theta(1e4, 4, 128) == pytest.approx(40889.9424, rel=1e-8)
+    assert ntk_theta(1e4, 2.0, 128) == pytest.approx(20221.2617, rel=1e-8)
+    assert ntk_theta(1e4, 4.0, 128) == pytest.approx(40889.9424, rel=1e-8)
 
 
 def test_linear_scaling_divides_positions():

@@ -17,7 +17,7 @@ LANGUAGES: tuple[Language, ...] = ("en", "es", "zh")
 @cache
 def table(name: str) -> dict[str, Any]:
     """Return what a .toml file of this folder holds."""
-    return tomllib.loads(files(__package__).joinpath(f"{name}.toml").read_text("utf-8"))
+    return tomllib.loads(files("llama2.data.storyworld").joinpath(f"{name}.toml").read_text("utf-8"))
 
 
 class Character:
@@ -60,6 +60,7 @@ class Thing:
         )
         self.El = self.el.capitalize()
         self.de = f"de {self.el}" if is_feminine else f"del {self.text}"
+        self.elnoun = f"{'la' if is_feminine else 'el'} {self.noun}"
         self.lo, self.o = ("la", "a") if is_feminine else ("lo", "o")
         self.yi = measure + self.text
 

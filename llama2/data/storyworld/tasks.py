@@ -1,0 +1,58 @@
+"""What a story can teach besides itself: titles, summaries, questions, moods and translations.
+
+Every record is the instruction format that people bring themselves, `{instruction, input, output}`, with the
+task and the language beside it. Answers follow from the facts, so they can be graded exactly.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llama2.data.storyworld.stories import Story, cast
+from llama2.data.storyworld.words import LANGUAGES, Language, table
+
+TASKS = ("title", "summarise", "answer", "sentiment", "translate")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to do with a story, and the right outcome."""
+
+    task: str
+    language: Language
+    """Of the instruction; a translation's output is in another."""
+    instruction: str
+    input: str
+    output: str
+
+
+def tasks(story: Story, language: Language) -> Iterator[Task]:
+    """Yield everything that can be asked about a story in a language, one translation into each other language."""
+    said = table("tasks")["instructions"]
+    text = story.text(language)
+    mood = table("tasks")["sentiments"]["good" if story.facts.is_good else "bad"][language]
+    yield Task("title", language, said["title"][language], text, story.title(language))
+    yield Task("summarise", language, said["summarise"][language], text, story.summary(language))
+    yield Task("sentiment", language, said["sentiment"][language], text, mood)
+    for question, answer in questions(story, language):
+        yield Task("answer", language, question, text, answer)
+    for target in LANGUAGES:
+        if target != language:
+            yield Task("translate", language, said["translate"][language][target], text, story.text(target))
+
+
+def questions(story: Story, language: Language) -> Iterator[tuple[str, str]]:
+    """Yield questions about a story with their answers."""
+    words = cast(story.facts, language)
+    plot = table("sentences")["plots"][story.facts.plot]["name"]
+    for row in table("tasks")["questions"]:
+        keys = ("answer", f"answer_{'good' if story.facts.is_good else 'bad'}", f"answer_{plot}")
+        answer = next(row[key] for key in keys if key in row)
+        yield row["ask"][language].format_map(words), answer[language].format_map(words)
+
+
+def a_task(story: Story, language: Language, *, seed: int) -> Task:
+    """Return one task, each kind as often as the others."""
+    rng = random.Random(f"task/{seed}")
+    kind = rng.choice(TASKS)
+    return rng.choice([task for task in tasks(story, language) if task.task == kind])
