@@ -29,7 +29,7 @@ evidence: setup  ## everything the claims rest on; writes benchmarks/RESULTS.md
 check: setup  ## format, lint, types, spelling, floors of the house, docs in sync
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/codespell llama2 tests docs benchmarks examples *.md
+	$(BIN)/codespell llama2 tests docs benchmarks *.md
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_house.py tests/test_docs.py
 
@@ -38,7 +38,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 demo: setup  ## make demo, or make demo MODEL=path-or-hub-name
-	$(BIN)/python -m llama2 demo $(MODEL)
+	$(BIN)/python -m llama2 demo $(if $(MODEL),"$(MODEL)")
 
 constraints: .venv/ready  ## after a change of dependencies
 	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(BIN)/uv pip compile -q --universal --all-extras --no-annotate --no-header pyproject.toml -o constraints.txt

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import alternate, milliseconds, report, their_model
+from benchmarks.measure import Company, alternate, milliseconds, report, their_model
 from llama2.infer.engine import Engine
 from llama2.infer.request import Request, SamplingParams
 from llama2.model.config import family_config
@@ -107,7 +107,9 @@ def matrices(model: Transformer) -> list[torch.Tensor]:
 
 
 def compare(claim: str, sides: dict[str, Callable[[], float]], n_rounds: int, **facts: object) -> dict[str, object]:
+    company = Company()
     medians = alternate(sides, n_rounds)
+    facts["others_cpu"] = company.share()
     values = {f"{name}_ms": round(value, 3) for name, value in medians.items()}
     ratios = {"theirs/ours": round(medians["theirs"] / medians["ours"], 3)} if "theirs" in medians else {}
     ratios["ours/floor"] = round(medians["ours"] / medians["floor"], 3)
@@ -155,10 +157,11 @@ def run_invariance(name: str, n_rounds: int) -> list[dict[str, object]]:
             "free": partial(our_decode, model, prompt, n_rows=n_rows, invariant=False),
             "floor": partial(floor, model, 1, N_STEPS, n_rows=n_rows),
         }
+        company = Company()
         medians = alternate(sides, n_rounds)
         values = {f"{side}_ms": round(value, 3) for side, value in medians.items()}
         ratio = round(medians["invariant"] / medians["free"], 3)
-        facts = dict(model=name, dtype="float32", batch=n_rows, rounds=n_rounds)
+        facts = dict(model=name, dtype="float32", batch=n_rows, rounds=n_rounds, others_cpu=company.share())
         lines.append(report("invariance", {**facts, **values, "invariant/free": ratio}))
     return lines
 

@@ -83,7 +83,7 @@ def measure_here(side: str, folder: str) -> dict[str, float]:
 
 def run(name: str, n_rounds: int) -> list[dict[str, object]]:
     """Write the checkpoint, let both sides load it in turn, return the medians."""
-    from benchmarks.measure import report
+    from benchmarks.measure import Company, report
 
     taken: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     with TemporaryDirectory() as parent:
@@ -95,14 +95,21 @@ def run(name: str, n_rounds: int) -> list[dict[str, object]]:
             with file.open("rb") as stream:
                 while chunk := stream.read(16 * MIB):
                     size += len(chunk)
+        company = Company()
         for number in range(n_rounds + 1):
             for side in SIDES:
                 command = [sys.executable, "-m", "benchmarks.load", "--side", side, "--folder", str(folder)]
                 printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                 if number:
                     taken[side].append(json.loads(printed.splitlines()[-1]))
+        others = company.share()
     medians = {side: {key: median(each[key] for each in rows) for key in rows[0]} for side, rows in taken.items()}
-    values: dict[str, object] = {"model": name, "dtype": "bfloat16", "file_mib": round(size / MIB, 1)}
+    values: dict[str, object] = {
+        "model": name,
+        "dtype": "bfloat16",
+        "file_mib": round(size / MIB, 1),
+        "others_cpu": others,
+    }
     for side, numbers in medians.items():
         values[side] = {key: round(value, 3 if key.endswith("_s") else 1) for key, value in numbers.items()}
     ratios = {

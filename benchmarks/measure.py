@@ -33,6 +33,41 @@ def machine() -> dict[str, object]:
     }
 
 
+BUSY = 0.05
+"""A line during which other processes took more than this share of the cores decides nothing."""
+
+
+def cpu_seconds() -> tuple[float, float]:
+    """Return the seconds that all cores were busy, and those of this process and its finished children."""
+    own = sum(os.times()[:4])
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return own, own
+    fields = [int(field) for field in stat.read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK"), own
+
+
+class Company:
+    """How much of the machine others used, from now until asked; 0 where there is no /proc/stat."""
+
+    def __init__(self) -> None:
+        self.start, self.busy_own = time.perf_counter(), cpu_seconds()
+
+    def share(self) -> float:
+        busy, own = (now - then for now, then in zip(cpu_seconds(), self.busy_own, strict=True))
+        return round(max(0.0, busy - own) / ((time.perf_counter() - self.start) * (os.cpu_count() or 1)), 3)
+
+
+def wait_for_quiet(timeout_s: float = 600) -> None:
+    """Return when others have left the cores alone for four seconds, or after the timeout."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        company = Company()
+        time.sleep(4)
+        if company.share() < BUSY:
+            return
+
+
 def alternate(sides: Mapping[str, Callable[[], float]], n_rounds: int) -> dict[str, float]:
     """Run every side once per round, in turn, and return each one's median; a first round does not count."""
     taken: dict[str, list[float]] = {name: [] for name in sides}

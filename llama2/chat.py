@@ -81,13 +81,14 @@ def _message(message: Message | Mapping[str, Any], i: int) -> Message:
 
 
 def detect_format(tokenizer: Tokenizer) -> str:
-    """Return the format a tokenizer's vocabulary and chat template speak for."""
+    """Return the format that a tokenizer's chat template speaks for, or without one its vocabulary."""
     template = tokenizer.chat_template or ""
-    if "<|start_header_id|>" in template or {"<|start_header_id|>", "<|eot_id|>"} <= tokenizer.special_tokens.keys():
-        return "llama3"
-    if ("[INST]" in template and "<<SYS>>" in template) or (not template and tokenizer.vocabulary.kind == "spm"):
-        return "llama2"
-    return "template"
+    if template:
+        is_llama3, is_llama2 = "<|start_header_id|>" in template, "[INST]" in template and "<<SYS>>" in template
+    else:
+        is_llama3 = {"<|start_header_id|>", "<|eot_id|>"} <= tokenizer.special_tokens.keys()
+        is_llama2 = tokenizer.vocabulary.kind == "spm"
+    return "llama3" if is_llama3 else "llama2" if is_llama2 else "template"
 
 
 def stop_ids(tokenizer: Tokenizer, format: str | None = None) -> tuple[int, ...]:

@@ -126,16 +126,19 @@ class LLM:
         generation: Mapping[str, object] | None = None,
         max_batch: int = 32,
         batch_invariant: bool | None = None,
+        chat_format: str | None = None,
     ):
         """`tokenizer` may be the error that explains its absence: it is raised when text is first asked for.
 
         generation: sampling defaults, as a generation_config.json holds them. max_batch: how many answers to
-        write at once. batch_invariant: see `infer.engine.Engine`.
+        write at once. batch_invariant: see `infer.engine.Engine`. chat_format: one of `chat.FORMATS`; by the
+        tokenizer's chat template if not given.
         """
         self.model = model
         self.config = model.config
         self.max_batch = max_batch
         self.batch_invariant = batch_invariant
+        self.chat_format = chat_format
         self._tokenizer = tokenizer
         self.defaults = sampling_defaults(generation or {})
         self._eos_ids = _listed(generation or {}, "eos_token_id")
@@ -199,6 +202,8 @@ class LLM:
         """Continue token ids as they are; return n lists of ids, prompt included."""
         if "stop" in options:
             raise RequestError("continue_ids works on ids, and stop is text; use stop_ids")
+        if not all(isinstance(token_id, int) for token_id in prompt):
+            raise RequestError("continue_ids takes token ids, whole numbers; generate takes text")
         params = self._params(options)
         params = replace(params, stop_ids=tuple(sorted({*self.stop_ids, *params.stop_ids})))
         completions = self._engine().generate([Request("0", tuple(prompt), params)])[0]
@@ -226,11 +231,13 @@ class LLM:
         """Return one vector per text, from the final hidden states: their mean, or the last token's; not normalised."""
         if isinstance(texts, str):
             return self.embed([texts], pooling=pooling)[0]
+        if not all(isinstance(text, str) for text in _as_list(texts)[0]):
+            raise RequestError("embed takes a text or a list of texts")
         if pooling not in ("mean", "last"):
             raise RequestError(f"pooling={pooling!r} must be 'mean' or 'last'")
         vectors = []
         for text in texts:
-            hidden = self.model.hidden(self._tensor(self._fitting(self._prompt_ids(text))))[0].float()
+            hidden = self.model.hidden(self._tensor(self._fitting(self.prompt_ids(text))))[0].float()
             vectors.append(hidden.mean(dim=0) if pooling == "mean" else hidden[-1])
         return torch.stack(vectors) if vectors else torch.empty(0, self.config.dim)
 
@@ -264,8 +271,8 @@ class LLM:
         params = self._params(options)
         stop_ids = {*self.stop_ids, *params.stop_ids}
         if not isinstance(prompt, str):
-            stop_ids |= {*chat.stop_ids(self.tokenizer)}
-        return Request(request_id, tuple(self._prompt_ids(prompt)), replace(params, stop_ids=tuple(sorted(stop_ids))))
+            stop_ids |= {*chat.stop_ids(self.tokenizer, self.chat_format)}
+        return Request(request_id, tuple(self.prompt_ids(prompt)), replace(params, stop_ids=tuple(sorted(stop_ids))))
 
     def _params(self, options: SamplingOptions) -> SamplingParams:
         """Return this call's options over the checkpoint's defaults."""
@@ -275,11 +282,11 @@ class LLM:
                 raise RequestError(f"{name!r} is not a sampling option{did_you_mean(name, known)}")
         return replace(self.defaults, **{name: value for name, value in options.items() if name != "stop"})
 
-    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Return the ids that the model reads for a text or a conversation, the beginning of sequence included."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, bos=self.tokenizer.bos_id is not None)
-        conversation = chat.conversation(prompt)
-        return list(chat.render(conversation, self.tokenizer, add_generation_prompt=True).tokens)
+        return chat.render(prompt, self.tokenizer, format=self.chat_format, add_generation_prompt=True).tokens
 
     def _fitting(self, tokens: list[int]) -> list[int]:
         """Return the tokens, if there are any and the context holds them."""
@@ -302,6 +309,7 @@ def load(
     revision: str | None = None,
     max_batch: int = 32,
     batch_invariant: bool | None = None,
+    chat_format: str | None = None,
 ) -> LLM:
     """Load a Llama from a folder, a file or a hub name, in any of the formats of `checkpoint.store`.
 
@@ -310,6 +318,7 @@ def load(
     folder; looked for beside the checkpoint if not given, and without one `model`, but no text, can be used.
     revision: branch, tag or commit of a hub repository. max_batch: how many answers to write at once.
     batch_invariant: an answer is the same, bit for bit, alone and among others; on by default in float32.
+    chat_format: llama2, llama3 or template; by the checkpoint's own template if not given.
     """
     path = hub.resolve(model, revision=revision)
     checkpoint = store.read(path)
@@ -322,13 +331,14 @@ def load(
             f"{checkpoint.config.vocab_size} rows: they do not belong together; name the right one with --tokenizer"
         )
     name = str(dtype).removeprefix("torch.") if dtype is not None else None
-    transformer = store.load(path, dtype=name, device=_usable_device(device))
+    transformer = store.load(path, dtype=name, device=_usable_device(device)).eval()
     return LLM(
         transformer,
         vocabulary,
         generation=checkpoint.generation,
         max_batch=max_batch,
         batch_invariant=batch_invariant,
+        chat_format=chat_format,
     )
 
 
@@ -387,10 +397,14 @@ def _as_list(prompt: Any) -> tuple[list[Prompt], bool]:
     """Return the prompts as a list, and whether there was a single one: a text, or a list of messages."""
     if isinstance(prompt, str):
         return [prompt], True
-    if not isinstance(prompt, Sequence):
-        raise RequestError(f"prompt is a {type(prompt).__name__}; wanted a text, messages, or a list of those")
+    wanted = "wanted a text, messages, or a list of those"
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise RequestError(f"prompt is a {type(prompt).__name__}; {wanted}")
     if prompt and isinstance(prompt[0], chat.Message | Mapping):
         return [prompt], True
+    for each in prompt:
+        if not isinstance(each, Sequence) or isinstance(each, bytes):
+            raise RequestError(f"one of the prompts is a {type(each).__name__}; {wanted}")
     return list(prompt), False
 
 

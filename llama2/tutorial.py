@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama2.errors import RequestError
+from llama2.checkpoint.store import save
+from llama2.errors import RequestError, TokenizerMissing
 from llama2.llm import LLM, load
 from llama2.tokenizer.tokenizer import Tokenizer
 
@@ -57,6 +58,11 @@ class LLama2Tokenizer:
         self.bos_token_id, self.eos_token_id = tokenizer.bos_id, tokenizer.eos_id
         ids = (tokenizer.pad_id, tokenizer.eos_id, 0)
         self.pad_token_id = next(token_id for token_id in ids if token_id is not None)
+        self.vocab_size = tokenizer.n_vocab
+        self.bos_token, self.eos_token, self.pad_token = (
+            None if token_id is None else tokenizer.vocabulary.pieces[token_id]
+            for token_id in (self.bos_token_id, self.eos_token_id, self.pad_token_id)
+        )
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "LLama2Tokenizer":
@@ -122,12 +128,21 @@ class LLama2Model(nn.Module):
     def __init__(self, llm: LLM):
         super().__init__()
         self.transformer = llm.model
+        self.config = llm.config
         self.llm = llm
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> "LLama2Model":
         """Load a checkpoint (folder, file or hub name); options are those of `llama2.load`."""
         return cls(load(path, **options)).eval()
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the weights, and the tokenizer if there is one, as a Hugging Face folder."""
+        try:
+            tokenizer = self.llm.tokenizer
+        except TokenizerMissing:
+            tokenizer = None
+        save(self.transformer, path, tokenizer=tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -179,11 +194,17 @@ class LLama2Model(nn.Module):
         if isinstance(inputs, Encoding):
             attention_mask = inputs["attention_mask"]
             inputs = torch.as_tensor(inputs["input_ids"])
-        wants_greedy = do_sample is False or (
-            do_sample is None and isinstance(inputs, Tensor) and not _samples(options)
+        for name, value in (("max_length", max_length), ("max_new_tokens", max_new_tokens)):
+            if value is not None and value < 1:
+                raise RequestError(f"{name}={value} must be at least 1")
+        wants_greedy = (
+            do_sample is False
+            or options.get("temperature") == 0
+            or (do_sample is None and isinstance(inputs, Tensor) and not _samples(options))
         )
         if num_return_sequences > 1 and wants_greedy:
             _say_once("greedy decoding has one answer; several were asked for, so they are sampled")
+            options = {name: value for name, value in options.items() if name != "temperature"}
             wants_greedy = False
         if wants_greedy:
             options = {**options, "temperature": 0.0}

@@ -52,6 +52,15 @@ def test_both_models_of_the_comparison_are_the_same_model():
     assert theirs.model.embed_tokens.weight.data_ptr() == ours.tok_embeddings.weight.data_ptr()
 
 
+def test_a_busy_machine_decides_nothing():
+    from benchmarks.evidence import page
+
+    line = {**LINE, "theirs/ours": 1.3, "others_cpu": 0.4, "machine": {"cpu": "a", "cores": 2}}
+    text = page([line], date="2000-01-01", version="abc")
+    assert "1.3" in text.split("## Not judged")[1].split("## ")[0]
+    assert "1.3" not in text.split("## Reached")[1].split("## ")[0]
+
+
 @pytest.mark.parametrize("ratio, heading", [(1.2, "## Reached"), (0.9, "## Not reached")])
 def test_the_numbers_decide_what_is_reached(ratio, heading):
     from benchmarks.evidence import page

@@ -278,3 +278,11 @@ def test_conversations_are_checked(llama2):
     ):
         with pytest.raises(ChatError):
             conversation(broken)
+
+
+def test_a_template_of_its_own_wins_over_the_vocabulary(llama3):
+    template = "{% for m in messages %}<|reserved_special_token_0|>{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    own = Tokenizer(replace(llama3.vocabulary, chat_template=template))
+    assert detect_format(llama3) == "llama3" and detect_format(own) == "template"
+    named = Tokenizer(replace(llama3.vocabulary, chat_template="<|start_header_id|>{{ messages }}"))
+    assert detect_format(named) == "llama3"

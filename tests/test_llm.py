@@ -174,8 +174,11 @@ def test_what_cannot_be_asked_is_refused(pocket):
         pocket.chat([])
     with pytest.raises(RequestError, match="301 tokens"):
         pocket.embed("x" * 299)
-    with pytest.raises(RequestError, match="int"):
-        pocket.generate(3)
+    for wrong in (3, b"hi", ["a", 5]):
+        with pytest.raises(RequestError, match="wanted a text"):
+            pocket.generate(wrong)
+    with pytest.raises(RequestError, match="whole numbers"):
+        pocket.continue_ids("ab")
     with pytest.raises(RequestError, match="stop"):
         pocket.generate("x", stop="")
     with pytest.raises(RequestError, match="302 tokens .* 128"):

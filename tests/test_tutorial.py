@@ -127,5 +127,17 @@ def test_decode_shows_or_skips_special_tokens(path):
     assert len(tokenizer) == 260 and len(tokenizer.tokenize("Hi")) == 3
 
 
+def test_what_stands_beside_the_named_lines(path, tmp_path):
+    model, tokenizer = LLama2Model.from_pretrained(path), LLama2Tokenizer.from_pretrained(path)
+    assert (tokenizer.vocab_size, tokenizer.bos_token, tokenizer.eos_token) == (260, "<s>", "</s>")
+    assert model.config.dim == POCKET.dim and not model.training
+    model.save_pretrained(tmp_path / "saved")
+    assert LLama2Model.from_pretrained(tmp_path / "saved").generate("a", max_new_tokens=2, seed=1).startswith("a")
+    with pytest.raises(RequestError, match="max_length=-5"):
+        model.generate("a", max_length=-5)
+    with pytest.warns(UserWarning, match="greedy"):
+        model.generate("a", max_new_tokens=2, num_return_sequences=2, temperature=0)
+
+
 def test_preprocessing_keeps_punctuation_and_small_words():
     assert preprocess_text("  It's the cafe\u0301, isn't it?\n") == "It's the caf\u00e9, isn't it?"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llama2.checkpoint.gguf_keys import config_from_keys, keys_from_config, llama3_divisors, scaling_from_divisors
+from llama2.checkpoint.gguf_keys import config_from_keys, keys_from_config, llama3_divisors
 from llama2.checkpoint.weights import Checkpoint, LazyTensor, check_shapes, described_by, each_shape
 from llama2.errors import CheckpointError
 from llama2.files.gguf import MAGIC, Header, TensorInfo, read_header
@@ -204,7 +204,6 @@ def write(path: Path, checkpoint: Checkpoint, *, tokenizer: Any = None, dtype: s
         tensors.append((gguf_name(name), shape, type_name, _raw(name, checkpoint.tensors[name], type_name)))
     if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
         divisors = llama3_divisors(config.rope_scaling, config.rope_theta, config.head_dim).astype("<f4")
-        scaling_from_divisors(path.name, divisors, config.rope_theta, config.head_dim)  # or it could not be read
         tensors.append(("rope_freqs.weight", divisors.shape, "F32", lambda: divisors.view(np.uint8)))
     write_file(path, keys, tensors)
     return notes

@@ -15,6 +15,8 @@ from llama2.model.config import ModelConfig, RopeScaling, require_count, require
 _MAX_U32 = 2**32 - 1
 _ORIGINAL_CONTEXTS = (8192, 4096, 2048, 16384, 32768, 1024, 512, 256)
 _DIVISOR_TOLERANCE = 1e-4
+_OWN = "llama2.rope_scaling."
+"""Keys of our own, which other readers pass over."""
 
 
 def config_from_keys(
@@ -36,7 +38,9 @@ def config_from_keys(
         if scaling is not None:
             raise CheckpointError(f"{name}: has both rope_freqs.weight and rope.scaling.type; only one is read")
         require_number("rope.freq_base", theta, above=0)
-        scaling = scaling_from_divisors(name, np.asarray(divisors, np.float64), theta, head_dim)
+        scaling = _told(keys) or scaling_from_divisors(name, np.asarray(divisors, np.float64), theta, head_dim)
+        if not _agree(divisors, llama3_divisors(scaling, theta, head_dim)):
+            raise CheckpointError(f"{name}: rope_freqs.weight does not follow from the keys {_OWN}*; convert it anew")
     return ModelConfig(
         dim=dim, n_layers=_count(name, keys, "block_count"), n_heads=n_heads, vocab_size=n_rows,
         ffn_dim=_count(name, keys, "feed_forward_length"), n_kv_heads=n_kv_heads, head_dim=head_dim,
@@ -117,6 +121,21 @@ def _times_usual(scale: Any, factor: float) -> float:
     return scale * (0.1 * math.log(factor) + 1.0)
 
 
+def _told(keys: Mapping[str, object]) -> RopeScaling | None:
+    """Return the llama3 scaling that this package noted in the file, if it wrote it."""
+    if f"{_OWN}factor" not in keys:
+        return None
+    numbers: dict[str, Any] = {
+        name: keys.get(_OWN + name) for name in ("factor", "original_context", "low_freq_factor", "high_freq_factor")
+    }
+    return RopeScaling("llama3", **numbers)
+
+
+def _agree(divisors: Any, wanted: np.ndarray) -> bool:
+    found = np.asarray(divisors, np.float64)
+    return found.shape == wanted.shape and np.allclose(found, wanted, rtol=_DIVISOR_TOLERANCE, atol=0)
+
+
 def scaling_from_divisors(name: str, divisors: np.ndarray, theta: float, head_dim: int) -> RopeScaling:
     """Find the llama3 scaling that divides the frequencies so. Raises CheckpointError where none does.
 
@@ -127,7 +146,7 @@ def scaling_from_divisors(name: str, divisors: np.ndarray, theta: float, head_di
         raise CheckpointError(f"{name}: rope_freqs.weight has shape {divisors.shape}, wanted ({head_dim // 2},)")
     for scaling in _candidates(divisors, theta, head_dim):
         wanted = llama3_divisors(scaling, theta, head_dim)
-        if np.allclose(divisors, wanted, rtol=_DIVISOR_TOLERANCE, atol=0):
+        if _agree(divisors, wanted):
             return scaling
     raise CheckpointError(
         f"{name}: rope_freqs.weight (largest {divisors.max():.6g}) is not Llama 3.1's scaling of positions for any "
@@ -191,7 +210,13 @@ def keys_from_config(config: ModelConfig, *, name: str, file_type: int) -> dict[
 
 def _scaling_keys(scaling: RopeScaling) -> dict[str, object]:
     if scaling.kind == "llama3":
-        return {}  # held by the tensor rope_freqs.weight
+        # Readers go by the tensor rope_freqs.weight, from which these numbers cannot always be told.
+        return {
+            f"{_OWN}factor": float(scaling.factor),
+            f"{_OWN}original_context": scaling.original_context,
+            f"{_OWN}low_freq_factor": float(scaling.low_freq_factor),
+            f"{_OWN}high_freq_factor": float(scaling.high_freq_factor),
+        }
     if scaling.kind == "dynamic":
         raise CheckpointError(
             "rope scaling 'dynamic' cannot be written: GGUF has none, linear and yarn; the hf format keeps it"

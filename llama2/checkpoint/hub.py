@@ -70,6 +70,10 @@ def _parse(name: str) -> tuple[str, str | None]:
             f"{name!r} is the shape of a model, not its weights: fetch them with `llama2 pull ORG/NAME` "
             "(such as meta-llama/Llama-2-7b-hf), or give the path of a checkpoint"
         )
+    first, _, rest = name.partition("/")
+    if rest and first not in ("", ".", "..") and Path(first).is_dir():
+        siblings = [path.name for path in Path(name).parent.glob("*")]
+        raise HubError(f"there is no {name} in the folder {first}{did_you_mean(Path(name).name, siblings)}")
     match = _HUB_NAME.fullmatch(name)
     if not match or ".." in name or "--" in name:
         raise HubError(

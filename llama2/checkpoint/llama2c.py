@@ -192,8 +192,6 @@ def write(
 ) -> list[str]:  # fmt: skip
     """Write one file, and tokenizer.bin beside it; version 2 is int8 in groups of at most group_size."""
     _check_expressible(checkpoint.config, dtype, version)
-    if tokenizer is not None:
-        _write_tokenizer(path, tokenizer)
     if version == 2:
         group_size = _fitting_group_size(checkpoint.config, group_size)
     with staged_file(path) as temporary, temporary.open("wb") as file:
@@ -203,6 +201,8 @@ def write(
                 file.write(_rotary_tables(checkpoint.config))
             else:
                 _write_tensor(file, checkpoint.tensors[name](), version, group_size)
+        if tokenizer is not None:
+            _write_tokenizer(path, tokenizer)
     return []
 
 

@@ -76,8 +76,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _detect_in_folder(path: Path) -> tuple[Format, Path]:
     files = [file for file in sorted(path.glob("*.gguf")) if file.is_file()]
-    if not files:
-        files = [file for file in sorted(path.glob("*.bin")) if llama2c.matches(file)]
+    files += [file for file in sorted(path.glob("*.bin")) if llama2c.matches(file)]
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise CheckpointError(f"{path} holds several checkpoints: {names}; name one of them")

@@ -4,8 +4,11 @@ import contextlib
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from cyclopts import Parameter
+
+from llama2.chat import detect_format
 from llama2.cli.options import LoadOptions, SampleOptions, Text
 from llama2.errors import Llama2Error
 
@@ -26,6 +29,7 @@ def chat(
     *,
     system: Text | None = None,
     stats: bool = False,
+    chat_format: Annotated[Literal["llama2", "llama3", "template"] | None, Parameter(name="--format")] = None,
     sample: SampleOptions = SampleOptions(),
     load: LoadOptions = LoadOptions(),
 ) -> None:
@@ -39,8 +43,10 @@ def chat(
         System message, e.g. how to answer.
     stats
         Show tokens per second after each answer.
+    chat_format
+        How messages become tokens; by the checkpoint's own template if not given.
     """
-    Session(load.load(model), {"max_new_tokens": None, **sample.given()}, system, stats).run()
+    Session(load.load(model, chat_format=chat_format), {"max_new_tokens": None, **sample.given()}, system, stats).run()
 
 
 @dataclass
@@ -57,6 +63,9 @@ class Session:
         """Read lines until the end of input."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  line editing and history for input()
+        if not self.llm.tokenizer.chat_template and self.llm.chat_format is None:
+            form = detect_format(self.llm.tokenizer)
+            say(f"This checkpoint names no chat format, so {form}'s is used; a model never taught to chat will ramble.")
         say("Type a message; /help lists commands, Ctrl-D leaves.")
         while True:
             try:
@@ -72,7 +81,7 @@ class Session:
             try:
                 self.handle(line)
             except Llama2Error as error:
-                say(f"! {error}")
+                say(f"! {error}" + (" (/reset, or /undo)" if "leaves no room" in str(error) else ""))
 
     def handle(self, line: str) -> None:
         """Do what one line asks for."""
@@ -91,9 +100,11 @@ class Session:
                 say(f"(new conversation, {'system message set' if self.system else 'no system message'})")
             case "/stats":
                 self.shows_stats = not self.shows_stats
+                say(f"(tokens per second {'shown' if self.shows_stats else 'hidden'})")
             case "/undo" | "/retry" | "/edit" if not self.messages:
                 say("(nothing was asked yet)")
             case "/undo":
+                say(f"(took back: {self.messages[-2]['content']})")
                 del self.messages[-2:]
             case "/retry":
                 self.ask(self.messages[-2]["content"], after=self.messages[:-2])
@@ -120,9 +131,11 @@ class Session:
             say(" (stopped)", end="")
         print()
         answer = "".join(pieces).strip()
+        if not answer:
+            say("(no answer)")
         self.messages = [*asked, {"role": "assistant", "content": answer}]
         if self.shows_stats:
-            n_tokens = len(self.llm.tokenizer.encode(answer))
+            n_tokens = len(self.llm.tokenizer.encode("".join(pieces)))
             seconds = time.perf_counter() - started
             say(
                 f"({n_tokens} tokens in {seconds:.1f} s, reading the conversation included: {n_tokens / seconds:.1f}/s)"
@@ -144,6 +157,9 @@ def _edited(question: str) -> str:
     readline.set_startup_hook(lambda: readline.insert_text(question))
     try:
         return input("edit> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        say("(unchanged)")
+        return ""
     finally:
         readline.set_startup_hook(None)
 

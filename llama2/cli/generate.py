@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from llama2.chat import conversation
-from llama2.cli.options import LoadOptions, SampleOptions, Text
+from llama2.cli.options import LoadOptions, SampleOptions, Text, read_standard_input
 from llama2.errors import ChatError, RequestError
 from llama2.files.staging import make_parent
 
-ANSWER = "completion"
-"""The field that an answered record gains."""
+ANSWER, MADE_BY = "completion", "made_by"
+"""The fields that an answered record gains."""
 
 
 def generate(
@@ -24,7 +24,7 @@ def generate(
     out: Path | None = None,
     n: int = 1,
     echo: bool = True,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     sample: SampleOptions = SampleOptions(),
     load: LoadOptions = LoadOptions(),
 ) -> None:
@@ -46,22 +46,25 @@ def generate(
     echo
         Print the prompt before its continuation.
     batch_size
-        With --prompts: how many to answer at once.
+        With --prompts: how many to answer at once [default: 32].
     """
     if (prompt is None) == (prompts is None):
         raise RequestError("give either --prompt TEXT or --prompts FILE")
     if (prompts is None) != (out is None):
         raise RequestError("--prompts FILE and --out FILE go together")
+    options = {**sample.given(), "n": n}
     if prompts is not None and out is not None:
-        _answer_file(prompts, out, model, load, {**sample.given(), "n": n}, batch_size)
+        _answer_file(prompts, out, model, load, options, 32 if batch_size is None else batch_size)
         return
-    text = sys.stdin.read() if prompt == "-" else prompt or ""
+    if batch_size is not None:
+        raise RequestError("--batch-size is for --prompts FILE; one prompt has no batch")
+    text = read_standard_input() if prompt == "-" else prompt or ""
     llm = load.load(model)
     if n > 1:
-        for answer in llm.generate(text, n=n, **sample.given()):
-            print((text if echo else "") + answer)
+        answers = [(text if echo else "") + answer for answer in llm.generate(text, **options)]
+        print("\n\n".join(answers))
         return
-    pieces = llm.stream(text, **sample.given())
+    pieces = llm.stream(text, **options)
     first = next(pieces, "")  # a refused prompt prints nothing
     print((text if echo else "") + first, end="", flush=True)
     for piece in pieces:
@@ -80,21 +83,38 @@ def _answer_file(
         raise RequestError(f"--batch-size {batch_size} must be at least 1")
     make_parent(out)
     records = list(_read_prompts(source))
-    n_done = _count_done(out, records)
+    made_by = {"model": model, "options": json.loads(json.dumps(options)), "dtype": load.dtype}
+    n_done = _count_done(out, records, made_by)
     if n_done:
         print(f"{out} holds {n_done} of {len(records)} answers; going on from there", file=sys.stderr)
     if n_done == len(records):
         return
     llm = load.load(model, max_batch=batch_size)
+    _check_lengths(llm, records[n_done:], source)
     batches = range(n_done, len(records), batch_size)
     with out.open("a", encoding="utf-8") as file:
         for start in track(batches, description="answering", console=Console(stderr=True)):
             batch = records[start : start + batch_size]
-            prompts = [record["messages"] if "messages" in record else record["prompt"] for record in batch]
+            prompts = [_prompt_of(record) for record in batch]
             for record, completion in zip(batch, llm.complete(prompts, **options), strict=True):
-                line = json.dumps({**record, ANSWER: _fields(completion)}, ensure_ascii=False)
+                line = json.dumps({**record, ANSWER: _fields(completion), MADE_BY: made_by}, ensure_ascii=False)
                 file.write(line + "\n")
             file.flush()
+
+
+def _prompt_of(record: dict[str, Any]) -> Any:
+    return record["messages"] if "messages" in record else record["prompt"]
+
+
+def _check_lengths(llm: Any, records: list[dict[str, Any]], source: Path) -> None:
+    """Refuse a prompt that leaves no room before any work is done."""
+    for record in records:
+        n_tokens, room = len(llm.prompt_ids(_prompt_of(record))), llm.config.context_length
+        if n_tokens >= room:
+            raise RequestError(
+                f"{source}: the prompt {str(_prompt_of(record))[:60]!r}... has {n_tokens} tokens and the model's "
+                f"context holds {room}, which leaves no room for an answer; shorten it"
+            )
 
 
 def _fields(completion: Any) -> object:
@@ -129,8 +149,9 @@ def _checked(record: Any, where: str) -> dict[str, Any]:
     """Return the record if it asks for exactly one thing, in a form that can be answered."""
     if not isinstance(record, dict) or ("prompt" in record) == ("messages" in record):
         raise RequestError(f'{where} needs either {{"prompt": "..."}} or {{"messages": [...]}}')
-    if ANSWER in record:
-        raise RequestError(f"{where} has a field {ANSWER!r}, where the answer is to be put; rename it")
+    for name in (ANSWER, MADE_BY):
+        if name in record:
+            raise RequestError(f"{where} has a field {name!r}, where the answer is to be put; rename it")
     if "messages" in record:
         try:
             conversation(record["messages"] if isinstance(record["messages"], list) else [])
@@ -141,8 +162,11 @@ def _checked(record: Any, where: str) -> dict[str, Any]:
     return record
 
 
-def _count_done(out: Path, records: list[dict[str, Any]]) -> int:
-    """Return how many answers `out` holds; a half-written last line is cut off. Refuses a file of other prompts."""
+def _count_done(out: Path, records: list[dict[str, Any]], made_by: dict[str, Any]) -> int:
+    """Return how many answers `out` holds; a half-written last line is cut off.
+
+    Refuses a file of other prompts, or of other answers: by another model or with other options.
+    """
     if not out.exists():
         return 0
     data = out.read_bytes()
@@ -153,6 +177,11 @@ def _count_done(out: Path, records: list[dict[str, Any]]) -> int:
         wanted = records[number] if number < len(records) else None
         if wanted is None or {key: answered.get(key) for key in wanted} != wanted:
             raise RequestError(f"{out}, line {number + 1} answers another prompt; name a new file, or remove this one")
+        if answered.get(MADE_BY) != made_by:
+            raise RequestError(
+                f"{out}, line {number + 1} was made by {answered.get(MADE_BY)}, and this command is {made_by}; "
+                "give the same model and options, or name a new file"
+            )
     if len(whole) < len(data):
         out.write_bytes(whole)
     return len(lines)

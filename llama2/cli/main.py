@@ -4,6 +4,7 @@ A user's mistake is one line on standard error and exit code 2; `--debug` shows 
 Standard output carries results only.
 """
 
+import io
 import sys
 
 from cyclopts import App, CycloptsError
@@ -71,7 +72,7 @@ def make_app() -> App:
     app = App(
         name="llama2",
         help="Run any Llama: continue texts, chat, convert between formats.",
-        help_epilogue="Add --debug to any command for the full traceback of an error.",
+        help_epilogue="Put --debug at the end of a command for the full traceback of an error.",
         help_format="plaintext",  # Markdown would double the time that --help takes
         version=__version__,
         result_action="return_value",
@@ -86,19 +87,23 @@ def make_app() -> App:
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    is_debug = len(arguments) < len(sys.argv) - 1
+    arguments = sys.argv[1:]
+    is_debug = arguments[-1:] == ["--debug"]  # last, since elsewhere it may be somebody's text
+    if is_debug:
+        arguments = arguments[:-1]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is no error
     try:
         make_app()(arguments or ["--help"])
-    except (Llama2Error, CycloptsError) as error:
+    except (Llama2Error, CycloptsError, OSError, UnicodeError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output (head, less) left: nothing is wrong
+            sys.stderr.close()
+            sys.exit(0)
         if is_debug:
             raise
         fail(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output (head, less) left: nothing is wrong
-        sys.stderr.close()
-        sys.exit(0)
 
 
 def fail(message: str) -> None:

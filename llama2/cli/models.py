@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from llama2.cli.options import Text
+from llama2.cli.options import Text, read_standard_input
 from llama2.errors import RequestError
 from llama2.model.config import FAMILY, ModelConfig, config_fields
 
@@ -53,7 +53,8 @@ def _facts(model: str, revision: str | None) -> dict[str, object]:
 
         path = hub.resolve(model, revision=revision)
         config = store.read_config(path)
-        facts |= {"path": str(path), "format": store.detect(path)[0].NAME}
+        found, place = store.detect(path)
+        facts |= {"path": str(place), "format": found.NAME}
     return {**facts, **config_fields(config), **arithmetic(config)}
 
 
@@ -63,7 +64,7 @@ def arithmetic(config: ModelConfig) -> dict[str, object]:
         "n_parameters": config.n_parameters,
         "n_embedding_parameters": config.n_embedding_parameters,
         "bytes_at_16_bit": 2 * config.n_parameters,
-        "training_flops_per_token": config.flops_per_token(config.context_length),
+        "training_flops_per_token_at_full_context": config.flops_per_token(config.context_length),
         "kv_bytes_per_token_at_16_bit": config.kv_bytes_per_token(),
         "kv_bytes_of_full_context": config.kv_bytes_per_token() * config.context_length,
     }
@@ -98,6 +99,8 @@ def convert(
     dtype: Literal["float32", "bfloat16", "float16", "q8_0", "q4_0"] | None = None,
     tokenizer: Path | None = None,
     revision: str | None = None,
+    version: Literal[0, 1, 2] | None = None,
+    shards: int | None = None,
 ) -> None:
     """Write a checkpoint, with its tokenizer, in another format.
 
@@ -115,11 +118,18 @@ def convert(
         Tokenizer file or folder; looked for beside the source if not given.
     revision
         Branch, tag or commit of a hub repository.
+    version
+        With --to llama2c: 0 legacy, 1, or 2, which is int8 [default: 1].
+    shards
+        With --to meta: how many files to split the weights over [default: 1].
     """
     from llama2.checkpoint import hub, store
+    from llama2.tokenizer.formats import load_tokenizer
 
     path = hub.resolve(source, revision=revision)
-    for note in store.convert(path, target, to=to, dtype=dtype, tokenizer=tokenizer):
+    options = {name: value for name, value in (("version", version), ("shards", shards)) if value is not None}
+    vocabulary = load_tokenizer(tokenizer) if tokenizer else None
+    for note in store.convert(path, target, to=to, dtype=dtype, tokenizer=vocabulary, **options):
         print(f"note: {note}", file=sys.stderr)
     print(f"wrote {target}", file=sys.stderr)
 
@@ -163,9 +173,13 @@ def tokenize(
     from llama2.tokenizer.formats import load_tokenizer
 
     tokenizer = load_tokenizer(hub.resolve(model, revision=revision))
-    tokens = tokenizer.encode(sys.stdin.read() if text == "-" else text, special=special)
+    tokens = tokenizer.encode(read_standard_input() if text == "-" else text, special=special)
     if ids:
         print(tokens)
         return
     for token_id in tokens:
-        print(f"{token_id:>7}  {tokenizer.token_bytes(token_id).decode('utf-8', 'backslashreplace')!r}")
+        data = tokenizer.token_bytes(token_id)
+        try:
+            print(f"{token_id:>7}  {data.decode('utf-8')!r}")
+        except UnicodeDecodeError:  # part of a character
+            print(f"{token_id:>7}  {data!r}")

@@ -1,13 +1,25 @@
 """Flags that several commands share, flattened into each."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from llama2.errors import RequestError
+
 Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """A text, which may well begin with a hyphen, or be one."""
+
+
+def read_standard_input() -> str:
+    """Return all of standard input, which must be UTF-8 whatever the locale says."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"standard input is not UTF-8: {error}; convert it, e.g. with iconv") from None
+
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -26,11 +38,11 @@ class LoadOptions:
     revision: str | None = None
     """Branch, tag or commit of a hub repository."""
 
-    def load(self, model: str, *, max_batch: int = 32):
+    def load(self, model: str, *, max_batch: int = 32, chat_format: str | None = None):
         """Return the loaded LLM (imports PyTorch)."""
         import llama2
 
-        return llama2.load(model, **vars(self), max_batch=max_batch)
+        return llama2.load(model, **vars(self), max_batch=max_batch, chat_format=chat_format)
 
 
 @Parameter(name="*")

@@ -1,7 +1,7 @@
 """Write a file or a folder completely or not at all.
 
 Everything is written to a hidden sibling first and renamed when finished, so a failure or a
-kill leaves what was there before, and a file can be converted onto itself.
+kill leaves what was there before.
 """
 
 import os
@@ -20,7 +20,10 @@ def staged_file(path: Path) -> Iterator[Path]:
     make_parent(path)
     if path.is_dir():
         raise Llama2Error(f"cannot write {path}: a folder of this name exists; name a file inside it, or remove it")
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    if path.exists() and not path.is_file():
+        raise Llama2Error(f"cannot write {path}: it is a device or a pipe, not a file; name a file")
+    with _writable(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -37,7 +40,8 @@ def staged_folder(path: Path) -> Iterator[Path]:
     make_parent(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise Llama2Error(f"cannot write into {path}: it exists and is not an empty folder; name a new one")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    with _writable(path):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
@@ -53,7 +57,15 @@ def make_parent(path: Path) -> None:
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Llama2Error(f"cannot create the folder {path.parent}: {error.strerror}") from error
+        raise Llama2Error(f"cannot create the folder {path.parent}: {error.strerror}; name another place") from error
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Llama2Error(f"cannot write into {path.parent}: {error.strerror}; name another place") from error
 
 
 def _umask() -> int:

@@ -86,7 +86,7 @@ class DenseCache:
         return torch.cat(outs)
 
     def _keep(self, store: Float[Tensor, "R K S Dh"], new: Float[Tensor, "B T K Dh"]) -> None:
-        """Write where `place` said; where all rows stand alike a plain copy, which takes a third of the time."""
+        """Write where `place` said; where all rows stand alike that is a plain copy."""
         if self.span is not None:
             store[self.rows.start : self.rows.stop, :, self.span] = new.transpose(1, 2)
         else:

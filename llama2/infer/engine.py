@@ -57,6 +57,8 @@ class Engine:
         weight = model.tok_embeddings.weight
         self.device = weight.device
         self.batch_invariant = weight.dtype.itemsize >= 4 if batch_invariant is None else batch_invariant
+        # Padding would lengthen the shorter prompts, and dynamic RoPE turns by a prompt's length.
+        self.reads_one_by_one = self.batch_invariant or model.rotation.is_dynamic
         self.cache = DenseCache(model.config, dtype=weight.dtype, device=weight.device)
         self.waiting: deque[_Answer] = deque()
         self.running: list[_Answer] = []
@@ -74,9 +76,10 @@ class Engine:
                 f"the prompt has {len(request.prompt)} tokens and the model's context holds {config.context_length}, "
                 "which leaves no room for an answer; shorten the prompt"
             )
-        outside = [token_id for token_id in request.params.logit_bias if not 0 <= token_id < config.vocab_size]
-        if outside:
-            raise RequestError(f"logit_bias names token {outside[0]}; the model knows 0 to {config.vocab_size - 1}")
+        for name in ("logit_bias", "stop_ids"):
+            outside = [token_id for token_id in getattr(request.params, name) if not 0 <= token_id < config.vocab_size]
+            if outside:
+                raise RequestError(f"{name} names token {outside[0]}; the model knows 0 to {config.vocab_size - 1}")
         seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
         self.waiting.extend(_Answer(request, index, seed) for index in range(request.params.n))
 
@@ -134,7 +137,7 @@ class Engine:
         while self.waiting and len(self.running) < self.max_batch:
             distinct = prompts | {self.waiting[0].request.prompt}
             n_tokens = len(distinct) * max(map(len, distinct))
-            if admitted and (n_tokens > MAX_PREFILL_TOKENS or (self.batch_invariant and len(distinct) > 1)):
+            if admitted and (n_tokens > MAX_PREFILL_TOKENS or (self.reads_one_by_one and len(distinct) > 1)):
                 break
             prompts = distinct
             admitted.append(self.waiting.popleft())
@@ -176,8 +179,8 @@ class Engine:
         if not torch.isfinite(logits.amax(dim=-1)).all():
             self.cache.clear()  # NaN hidden behind a mask would still spoil the next request in this row
             raise Llama2Error(
-                "the model's logits are not finite numbers: its weights are damaged, or too large for "
-                f"{str(self.cache.k[0].dtype).removeprefix('torch.')}; try dtype float32"
+                "the model's logits are not finite numbers: its weights are damaged, or too large for 16 bits; "
+                "fetch them again, or load them with dtype float32"
             )
         allowed = logits
         if any(needs_penalties(answer.params) for answer in self.running):

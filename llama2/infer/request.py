@@ -70,7 +70,7 @@ class SamplingParams:
         self._check("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0; 1 is none")
         self._check("presence_penalty", math.isfinite(self.presence_penalty), "a finite number")
         self._check("frequency_penalty", math.isfinite(self.frequency_penalty), "a finite number")
-        self._check("logit_bias", not any(map(math.isnan, self.logit_bias.values())), "numbers")
+        self._check("logit_bias", all(bias < math.inf for bias in self.logit_bias.values()), "numbers below infinity")
         self._check("n", 1 <= self.n <= 1024, "from 1 to 1024")
         known = self.logprobs is None or 0 <= self.logprobs <= MAX_TOP_LOGPROBS
         self._check("logprobs", known, f"from 0 to {MAX_TOP_LOGPROBS}, or None")

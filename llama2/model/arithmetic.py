@@ -1,8 +1,8 @@
 """Linear layers and SiLU: the two operations whose last bits depend on how many rows are computed at once.
 
 Every layer with weights calls them here, so that for the time of one forward pass an engine can put others
-in their place (`infer/invariant.py`). A TorchFunctionMode would do that too, but costs 3 us for every
-operation of the model, 40 % of the time of a small one.
+in their place (`infer/invariant.py`). A TorchFunctionMode would do that too, but
+looks at every operation of the model: with it a token of stories15M took 9.3 ms, without it 7.6.
 """
 
 from collections.abc import Callable, Iterator
@@ -67,5 +67,5 @@ def silu(x: Float[Tensor, "*B F"]) -> Float[Tensor, "*B F"]:
 class Linear(nn.Linear):
     """torch.nn.Linear through `linear`."""
 
-    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        return linear(x, self.weight, self.bias)
+    def forward(self, input: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        return linear(input, self.weight, self.bias)

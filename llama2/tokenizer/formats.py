@@ -57,12 +57,11 @@ def find_tokenizer(path: Path) -> Path:
         found = sorted(found for found in folder.glob(pattern) if found != path and _is_tokenizer(found))
         if len(found) > 1:
             names = ", ".join(each.name for each in found)
-            raise TokenizerError(f"{folder} holds several tokenizers: {names}; name one with --tokenizer")
+            raise TokenizerError(f"{folder} holds several tokenizers: {names}; name one of them")
         if found:
             return found[0]
     raise TokenizerMissing(
-        f"no tokenizer in {folder}; looked for {', '.join(_NAMES + patterns)}: "
-        "put one there, or name one with --tokenizer"
+        f"no tokenizer in {folder}; looked for {', '.join(_NAMES + patterns)}: put one there, or name a tokenizer file"
     )
 
 

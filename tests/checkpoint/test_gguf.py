@@ -264,3 +264,11 @@ def test_what_gguf_cannot_hold_is_refused(model, tmp_path, changes, said):
 def test_the_real_file_names_its_shape(assets):
     config = store.read_config(assets / "checkpoints" / "stories260K" / "stories260K.gguf")
     assert config.tied_embeddings and config.context_length == 2048 and config.n_parameters == 260_032
+
+
+@pytest.mark.parametrize("scaling", [(8.0, 32, 1.0, 4.0), (5.5, 6000, 2.0, 9.0), (32.0, 8192, 1.0, 4.0)])
+def test_any_llama3_scaling_comes_back(model, tmp_path, scaling):
+    factor, original, low, high = scaling
+    wanted = RopeScaling("llama3", factor, original, low_freq_factor=low, high_freq_factor=high)
+    store.save(model(rope_scaling=wanted), tmp_path / "m.gguf", format="gguf")
+    assert store.read_config(tmp_path / "m.gguf").rope_scaling == wanted

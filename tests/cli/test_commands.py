@@ -120,10 +120,27 @@ def test_a_file_of_prompts_is_answered_in_order_and_resumes(model, tmp_path):
     assert out.read_bytes() == whole
     again = run("generate", model, *options)
     assert again.returncode == 0 and out.read_bytes() == whole
+    mixed = run("generate", model, *options, "--top-k", 3)
+    assert mixed.returncode == 2 and "same model and options" in mixed.stderr and out.read_bytes() == whole
     source.write_text('{"prompt": "another"}\n')
     refused = run("generate", model, *options)
     assert refused.returncode == 2 and "answers another prompt" in refused.stderr
     assert out.read_bytes() == whole
+
+
+def test_a_prompt_too_long_stops_a_file_before_any_work(model, tmp_path):
+    source, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    source.write_text('{"prompt": "short"}\n{"prompt": "' + "x" * 400 + '"}\n')
+    done = run("generate", model, "--prompts", source, "--out", out)
+    assert done.returncode == 2 and "402 tokens" in done.stderr and not out.exists()
+
+
+def test_convert_takes_the_formats_own_options(model, tmp_path):
+    assert run("convert", model, tmp_path / "m.bin", "--to", "llama2c", "--version", 0).returncode == 0
+    assert run("convert", model, tmp_path / "m", "--to", "meta", "--shards", 2).returncode == 0
+    assert (tmp_path / "m" / "consolidated.01.pth").exists()
+    refused = run("convert", model, tmp_path / "n", "--to", "hf", "--shards", 2)
+    assert refused.returncode == 2 and "shards" in refused.stderr and not (tmp_path / "n").exists()
 
 
 def test_convert_says_what_was_lost_and_refuses_to_overwrite(model, tmp_path):
@@ -145,6 +162,7 @@ def test_tokenize(assets):
 
 def test_chat_streams_answers_and_obeys_commands(model):
     lines = [
+        "/undo",
         "Hi",
         "/stats",
         "Hi again",
@@ -251,6 +269,10 @@ BROKEN = {
     "bad dtype": (["generate", "MODEL", "--prompt", "x", "--dtype", "int3"], "int3"),
     "missing prompts": (["generate", "MODEL", "--prompts", "none.jsonl", "--out", "o.jsonl"], "none.jsonl"),
     "wrong tokenizer": (["generate", "MODEL", "--prompt", "x", "--tokenizer", "none.model"], "none.model"),
+    "no answers": (["generate", "MODEL", "--prompt", "x", "--n", "0"], "n=0"),
+    "a batch of one": (["generate", "MODEL", "--prompt", "x", "--batch-size", "3"], "--batch-size"),
+    "a device is no file": (["convert", "MODEL", "/dev/null", "--to", "gguf"], "/dev/null"),
+    "a folder that cannot be": (["convert", "MODEL", "/proc/none/x", "--to", "hf"], "/proc/none"),
     "demo with both": (["demo", "MODEL", "--out", "x"], "--out"),
     "a family name has no revision": (["info", "llama2-7b", "--revision", "x"], "--revision"),
     "bad format": (["convert", "MODEL", "out", "--to", "onnx"], "onnx"),
@@ -278,4 +300,17 @@ def test_a_prompt_that_is_not_utf8_is_refused(model):
     assert done.returncode == 2 and done.stdout == b""
     assert done.stderr.startswith(b"llama2: error: ") and done.stderr.count(b"\n") == 1
     piped = subprocess.run([*command[:-1], b"-"], input=b"\xff\xfe", capture_output=True)
-    assert piped.returncode == 2 and piped.stderr.startswith(b"llama2: error: ")
+    assert piped.returncode == 2 and piped.stderr.startswith(b"llama2: error: standard input is not UTF-8")
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_an_escape(assets):
+    path = assets / "tokenizers/llama2/tokenizer.model"
+    done = run("tokenize", path, "caf\u00e9", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and "\\xe9" in done.stdout
+
+
+def test_a_mistyped_path_does_not_go_to_the_hub(model):
+    done = subprocess.run(
+        [sys.executable, "-m", "llama2", "info", "model/modle"], cwd=model.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "there is no model/modle in the folder model" in done.stderr

@@ -1,5 +1,7 @@
 """Completely or not at all."""
 
+from pathlib import Path
+
 import pytest
 
 from llama2.errors import Llama2Error
@@ -48,3 +50,9 @@ def test_what_is_in_the_way_is_named(tmp_path):
     with pytest.raises(Llama2Error, match="cannot create the folder"), staged_file(tmp_path / "used" / "file" / "x"):
         pass
     assert (tmp_path / "used" / "file").read_text() == "mine"
+
+
+def test_a_device_is_never_replaced():
+    with pytest.raises(Llama2Error, match="device"), staged_file(Path("/dev/null")):
+        pass
+    assert not Path("/dev/null").is_file()

@@ -12,7 +12,7 @@ from llama2.model.transformer import build
 CONFIGS = {
     "grouped": ModelConfig(32, 2, 4, 40, 48, n_kv_heads=2, context_length=64),
     "window": ModelConfig(32, 2, 4, 40, 48, n_kv_heads=1, context_length=64, sliding_window=5),
-    "dynamic": ModelConfig(32, 2, 4, 40, 48, context_length=64, rope_scaling=RopeScaling("yarn", 2.0, 16)),
+    "yarn": ModelConfig(32, 2, 4, 40, 48, context_length=64, rope_scaling=RopeScaling("yarn", 2.0, 16)),
 }
 GREEDY = dict(temperature=0.0)
 
@@ -63,6 +63,18 @@ def test_a_ragged_batch_equals_each_prompt_alone(config, max_batch):
         assert together[i][0].n_new_tokens == 3 + i
 
 
+@pytest.mark.parametrize("batch_invariant", [False, True])
+def test_dynamic_rope_turns_by_each_prompts_own_length(batch_invariant):
+    model = lively(ModelConfig(32, 2, 4, 40, 48, context_length=64, rope_scaling=RopeScaling("dynamic", 4.0, 8)))
+    params = SamplingParams(max_new_tokens=1, logprobs=1, **GREEDY)
+    requests = [Request(str(n), tuple(range(1, n)), params) for n in (12, 40)]
+    together = Engine(model, batch_invariant=batch_invariant).generate(requests)
+    for request, (done,) in zip(requests, together, strict=True):
+        with torch.no_grad():
+            expected = model(torch.tensor([request.prompt]))[0, -1].log_softmax(-1)
+        assert done.logprobs[0] == pytest.approx(expected[done.tokens[0]].item(), abs=1e-4)
+
+
 def test_tokens_do_not_depend_on_the_crowd_over_ten_thousand_tokens():
     model = lively(ModelConfig(64, 3, 4, 300, 96, n_kv_heads=2, context_length=512))
     params = [SamplingParams(max_new_tokens=320, seed=i, temperature=1.0, top_p=1.0) for i in range(32)]
@@ -110,7 +122,13 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers():
 
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
-    [([], {}, "no tokens"), ([40], {}, "token 40"), ([-1], {}, "token -1"), ([1], dict(logit_bias={99: 1.0}), "99")],
+    [
+        ([], {}, "no tokens"),
+        ([40], {}, "token 40"),
+        ([-1], {}, "token -1"),
+        ([1], dict(logit_bias={99: 1.0}), "99"),
+        ([1], dict(stop_ids=(40,)), "stop_ids names token 40"),
+    ],
 )
 def test_impossible_requests_are_refused(prompt, options, message):
     with pytest.raises(RequestError, match=message):

@@ -122,6 +122,7 @@ def test_uniforms_depend_on_seed_answer_and_step_alone():
         dict(presence_penalty=math.inf),
         dict(frequency_penalty=math.nan),
         dict(logit_bias={1: math.nan}),
+        dict(logit_bias={1: math.inf}),
         dict(n=0),
         dict(logprobs=101),
     ],
