@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from benchmarks.measure import Company, alternate, milliseconds, report, their_model
 from llama2.infer.engine import Engine
 from llama2.infer.request import Request, SamplingParams
-from llama2.model.config import family_config
+from llama2.model.family import family_config
 from llama2.model.transformer import Transformer, build
 
 N_PROMPT = 64

@@ -123,7 +123,7 @@ def write(name: str, folder: str) -> None:
     import torch
 
     import llama2
-    from llama2.model.config import family_config
+    from llama2.model.family import family_config
     from llama2.model.transformer import build
 
     llama2.save(build(family_config(name), dtype=torch.bfloat16), folder)

@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from llama2.cli.main import COMMANDS, make_app
-from llama2.model.config import FAMILY, ModelConfig
+from llama2.model.config import ModelConfig
+from llama2.model.family import FAMILY
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- family: written by python -m docs.build -->", "<!-- family ends -->"

@@ -13,7 +13,7 @@ _HOME = {
     "ChatError": "llama2.errors",
     "CheckpointError": "llama2.errors",
     "ConfigError": "llama2.errors",
-    "FAMILY": "llama2.model.config",
+    "FAMILY": "llama2.model.family",
     "HubError": "llama2.errors",
     "LLM": "llama2.llm",
     "LLaMAForCausalLM": "llama2.tutorial",
@@ -41,6 +41,7 @@ _HOME = {
     "pull": "llama2.checkpoint.hub",
     "render": "llama2.chat",
     "save": "llama2.checkpoint.store",
+    "train_tokenizer": "llama2.tokenizer.train",
 }
 
 __version__ = "0.1.0"

@@ -40,7 +40,7 @@ def test_both_models_of_the_comparison_are_the_same_model():
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     from benchmarks.measure import their_model
-    from llama2.model.config import FAMILY
+    from llama2.model.family import FAMILY
     from llama2.model.transformer import build
 
     transformers.logging.set_verbosity_error()

@@ -15,8 +15,7 @@ import numpy as np
 from llama2.checkpoint.gguf_keys import config_from_keys, keys_from_config, llama3_divisors
 from llama2.checkpoint.weights import Checkpoint, LazyTensor, check_shapes, described_by, each_shape
 from llama2.errors import CheckpointError
-from llama2.files.gguf import MAGIC, Header, TensorInfo, read_header
-from llama2.files.gguf import write as write_file
+from llama2.files.gguf import MAGIC, Header, TensorInfo, read_header, write as write_file
 from llama2.model.config import ModelConfig
 
 NAME = "gguf"

@@ -13,7 +13,7 @@ from typing import Any
 
 from llama2.checkpoint import hf, meta
 from llama2.errors import CheckpointError, HubError, did_you_mean
-from llama2.model.config import FAMILY
+from llama2.model.family import FAMILY
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
 _HUB_NAME = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:[/:](?P<file>[^:\\]+\.gguf))?")

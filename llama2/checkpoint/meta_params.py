@@ -11,7 +11,8 @@ from typing import Any
 
 from llama2.checkpoint.weights import described_by, flag, read_json
 from llama2.errors import CheckpointError, did_you_mean
-from llama2.model.config import FAMILY, ModelConfig, RopeScaling, config_fields, ffn_width, require_count
+from llama2.model.config import ModelConfig, RopeScaling, config_fields, ffn_width, require_count
+from llama2.model.family import FAMILY
 
 EXTRA_FILE = "llama2.json"
 _KNOWN = (

@@ -9,7 +9,8 @@ from cyclopts import Parameter
 
 from llama2.cli.options import Text, read_standard_input
 from llama2.errors import RequestError
-from llama2.model.config import FAMILY, ModelConfig, config_fields
+from llama2.model.config import ModelConfig, config_fields
+from llama2.model.family import FAMILY
 
 
 def info(

@@ -9,10 +9,9 @@ from gguf.quants import dequantize
 from llama2.checkpoint import gguf, store
 from llama2.checkpoint.gguf_keys import llama3_divisors, scaling_from_divisors
 from llama2.errors import CheckpointError, Llama2Error
-from llama2.files.gguf import BLOCKS as SIZES
-from llama2.files.gguf import read_header
-from llama2.files.gguf import write as write_file
-from llama2.model.config import FAMILY, RopeScaling
+from llama2.files.gguf import BLOCKS as SIZES, read_header, write as write_file
+from llama2.model.config import RopeScaling
+from llama2.model.family import FAMILY
 from llama2.model.rope import inverse_frequencies
 
 RAMP = (np.arange(32, dtype=np.float32) - 16) / 8

@@ -5,7 +5,8 @@ import torch
 
 from llama2.checkpoint import llama2c, store
 from llama2.errors import CheckpointError, Llama2Error
-from llama2.model.config import FAMILY, RopeScaling
+from llama2.model.config import RopeScaling
+from llama2.model.family import FAMILY
 
 
 def test_the_real_files_of_all_formats_agree(assets, assert_same):

@@ -6,7 +6,8 @@ import torch
 from llama2.checkpoint import store
 from llama2.checkpoint.meta_params import params_json, read_params
 from llama2.errors import CheckpointError, Llama2Error
-from llama2.model.config import FAMILY, ModelConfig, RopeScaling
+from llama2.model.config import ModelConfig, RopeScaling
+from llama2.model.family import FAMILY
 
 
 def read_values(folder, values, rows=32000):

@@ -8,7 +8,7 @@ import torch
 from llama2.checkpoint import store
 from llama2.checkpoint.weights import dtype_name, expected_shapes
 from llama2.errors import CheckpointError, Llama2Error
-from llama2.model.config import FAMILY
+from llama2.model.family import FAMILY
 from llama2.tokenizer.formats import load_tokenizer
 
 FORMATS = ("hf", "meta", "gguf", "llama2c")

@@ -13,7 +13,7 @@ from llama2.cli.main import COMMANDS
 from llama2.cli.train_tokenizer import train_tokenizer
 from llama2.demo import POCKET, pocket_tokenizer
 from llama2.errors import RequestError, TokenizerError
-from llama2.model.config import FAMILY
+from llama2.model.family import FAMILY
 from llama2.model.transformer import build
 
 

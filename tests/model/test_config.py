@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from llama2.errors import ConfigError
-from llama2.model.config import FAMILY, ModelConfig, RopeScaling, family_config, ffn_width
+from llama2.model.config import ModelConfig, RopeScaling, ffn_width
+from llama2.model.family import FAMILY, family_config
 from llama2.model.transformer import Transformer
 
 PARAMETERS = {
