@@ -13,7 +13,7 @@ from llama2.infer.request import Request, SamplingParams
 from llama2.model.config import ModelConfig
 from llama2.model.transformer import build
 
-pytestmark = pytest.mark.evidence
+pytestmark = [pytest.mark.evidence, pytest.mark.timeout(1800)]  # shape checks make the engine slow in tests
 
 BIG = ModelConfig(1024, 12, 16, 32000, 2816, n_kv_heads=4, context_length=512)
 """206 million parameters: 826 MB in float32, 413 MB in bfloat16."""
