@@ -7,11 +7,13 @@ from llama2.errors import (
     ChatError as ChatError,
     CheckpointError as CheckpointError,
     ConfigError as ConfigError,
+    DataError as DataError,
     HubError as HubError,
     Llama2Error as Llama2Error,
     RequestError as RequestError,
     TokenizerError as TokenizerError,
     TokenizerMissing as TokenizerMissing,
+    TrainingError as TrainingError,
 )
 from llama2.infer.request import SamplingParams as SamplingParams
 from llama2.llm import LLM as LLM, Score as Score, TextCompletion as TextCompletion, load as load

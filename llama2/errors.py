@@ -5,6 +5,8 @@
      |- CheckpointError   a file that should hold a model does not
      |- TokenizerError    a vocabulary is broken, or text and vocabulary do not fit
      |   `- TokenizerMissing  there is none where one was looked for
+     |- DataError         data to train on cannot be used
+     |- TrainingError     a run cannot begin, or cannot go on
      |- ChatError         a conversation cannot be turned into tokens
      |- RequestError      a request for text asks for something impossible
      `- HubError          a repository cannot be fetched
@@ -35,6 +37,14 @@ class TokenizerError(Llama2Error):
 
 class TokenizerMissing(TokenizerError):
     """There is no tokenizer where one was looked for."""
+
+
+class DataError(Llama2Error):
+    """Data to train on cannot be used."""
+
+
+class TrainingError(Llama2Error):
+    """A run cannot begin, or cannot go on."""
 
 
 class ChatError(Llama2Error):

@@ -7,6 +7,8 @@ Names and the order of query and key rows are Meta's (facebookresearch/llama mod
 `consolidated.00.pth` is this model's state dict. LLaMA: arXiv:2302.13971 sec. 2.2.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -137,25 +139,32 @@ class Transformer(nn.Module):
         return linear(hidden, weight).to(torch.promote_types(hidden.dtype, torch.float32))
 
 
-def initialise(model: Transformer, *, seed: int, std: float = 0.02) -> Transformer:
-    """Fill the model with fresh random weights, the same on every device for the same seed.
+def fresh_weights(model: Transformer, *, seed: int, std: float = 0.02) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and random value (float32, on the CPU) of every weight, the same for the same seed everywhere.
 
     Matrices are normal(0, std); the two that write into the residual stream of each block (wo, w2) are
     normal(0, std / sqrt(2 L)), so that its variance does not grow with depth (GPT-2, sec. 2.3); norms
-    are one, biases zero. Llama 2 publishes no initialisation; 0.02 is the usual one. Returns the model.
+    are one, biases zero. Llama 2 publishes no initialisation; 0.02 is the usual one. The model's own weights are
+    not looked at: they may be on the meta device.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     narrow = std / (2 * model.config.n_layers) ** 0.5
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            yield name, torch.zeros(parameter.shape)
+        elif parameter.ndim == 1:
+            yield name, torch.ones(parameter.shape)
+        else:
+            scale = narrow if name.endswith(("wo.weight", "w2.weight")) else std
+            yield name, torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * scale
+
+
+def initialise(model: Transformer, *, seed: int, std: float = 0.02) -> Transformer:
+    """Fill the model with `fresh_weights` and return it."""
+    parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(".bias"):
-                parameter.zero_()
-            elif parameter.ndim == 1:
-                parameter.fill_(1.0)
-            else:
-                scale = narrow if name.endswith(("wo.weight", "w2.weight")) else std
-                values = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-                parameter.copy_(values * scale)
+        for name, values in fresh_weights(model, seed=seed, std=std):
+            parameters[name].copy_(values)
     return model
 
 

@@ -1,0 +1,98 @@
+"""Losses of a language model: pure functions of the model and a batch.
+
+A loss returns (sum, count, metrics): the sum over what was trained, how many that were, and named sums for the
+log. The trainer adds both up over micro-batches and ranks and divides once, so no split of a batch changes it.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llama2.model.transformer import Transformer
+
+IGNORE = -100
+"""The target of a position that is not trained, as everywhere in PyTorch."""
+
+CHUNK_BYTES = 64 << 20
+"""Logits that exist at a time, in float32; 512 rows of 32,000."""
+
+Losses = tuple[Float[Tensor, ""], int, dict[str, float]]
+
+
+def next_token_loss(model: Transformer, batch) -> Losses:
+    """Return the cross-entropy of the targets, summed; targets of -100 are not trained.
+
+    The projection on the vocabulary and the softmax are computed a chunk of positions at a time, forward and
+    backward together, so the logits [B T V] never exist whole. batch: a `data.batch.Batch`.
+    """
+    hidden = model.hidden(batch.tokens, batch.positions, batch.documents)
+    weight = model.tok_embeddings.weight if model.output is None else model.output.weight
+    loss = cross_entropy(hidden.flatten(0, 1), weight, batch.targets.flatten())
+    return loss, batch.n_targets, {}
+
+
+def cross_entropy(
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, " N"],
+    *,
+    chunk_rows: int | None = None,
+) -> Float[Tensor, ""]:
+    """Return the sum over rows of -log softmax(hidden W^T)[target], rows of target -100 left out.
+
+    The same as `cross_entropy_plain`, without the logits of all rows; in float32 (float64 for float64).
+    """
+    trained = targets != IGNORE
+    if not bool(trained.all()):
+        hidden, targets = hidden[trained], targets[trained]
+    rows = chunk_rows or max(16, CHUNK_BYTES // (4 * weight.shape[0]))
+    needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    return _Chunked.apply(hidden, weight, targets, rows, needs_gradient)  # pyright: ignore[reportReturnType]
+
+
+def cross_entropy_plain(
+    hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, " N"]
+) -> Float[Tensor, ""]:
+    """The definition of `cross_entropy`."""
+    logits = F.linear(hidden, weight)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+
+
+class _Chunked(torch.autograd.Function):
+    """Cross-entropy whose gradients are found in the forward pass, while a chunk's logits are at hand.
+
+    d loss / d logits = softmax(logits) - onehot(target). A loss is differentiated once, so nothing is computed
+    that is not used; the matrix products are as many as with whole logits.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, needs_gradient: bool) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        loss = torch.zeros((), dtype=wide, device=hidden.device)
+        d_hidden = torch.empty_like(hidden if needs_gradient else hidden[:0])
+        d_weight = torch.zeros_like(weight if needs_gradient else weight[:0], dtype=wide)
+        for start in range(0, len(targets), rows):
+            h, target = hidden[start : start + rows], targets[start : start + rows, None]
+            logits = F.linear(h, weight).to(wide)  # [n V]
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            loss += (normaliser - logits.gather(-1, target)).sum()
+            if needs_gradient:
+                logits.sub_(normaliser).exp_()
+                logits.scatter_add_(-1, target, torch.full_like(target, -1, dtype=wide))
+                slope = logits.to(hidden.dtype)
+                torch.mm(slope, weight, out=d_hidden[start : start + rows])
+                if wide == weight.dtype:
+                    d_weight.addmm_(slope.T, h)
+                else:
+                    d_weight += slope.T @ h
+        if needs_gradient:
+            ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
+        return loss
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        d_hidden, d_weight = ctx.saved_tensors
+        scale = grads[0]
+        return d_hidden * scale.to(d_hidden.dtype), d_weight * scale.to(d_weight.dtype), None, None, None

@@ -1,0 +1,149 @@
+"""The step that every kind of training shares: accumulate, divide once, clip, watch, update.
+
+    losses and counts are sums, over micro-batches here and over ranks at the end of the step:
+
+        gradient = d(sum of losses) / (sum of counts)
+
+so neither accumulation nor the number of ranks nor an all-masked micro-batch changes what is learnt.
+The Trainer knows no data, no files and no screen; the command's own loop says what happens and when.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama2.data.batch import Batch
+from llama2.errors import ConfigError
+from llama2.model.transformer import Transformer
+from llama2.parallel.mesh import World
+from llama2.parallel.region import Held, held
+from llama2.parallel.shard import synchronise_gradients
+from llama2.train.config import TrainConfig
+from llama2.train.guard import Guard
+from llama2.train.optim import MasterWeights, learning_rate, make_optimizers
+
+LossFn = Callable[[Transformer, Any], tuple[Tensor, int, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step was."""
+
+    step: int
+    """Counted from 1."""
+    loss: float
+    """Per trained token (pair, answer), over all ranks."""
+    count: int
+    """Trained tokens (pairs, answers), over all ranks."""
+    grad_norm: float
+    learning_rate: float
+    skipped: str
+    """Why nothing was learnt from it; empty if all went well."""
+    is_stopped: bool
+    """A rank was asked to stop."""
+
+
+class Trainer:
+    """Model, optimizers, schedule and step counter."""
+
+    def __init__(self, model: Transformer, config: TrainConfig, *, n_steps: int, world: World = World()):
+        self.model, self.config, self.n_steps, self.world = model, config, n_steps, world
+        if config.optimizer == "muon" and world.size > 1:
+            raise ConfigError(f"optimizer=muon needs whole matrices, and {world.size} processes split them; use adamw")
+        separate = config.dtype == "bfloat16" and config.master_weights and world.dp == 1
+        self.masters = MasterWeights(model, separate=separate)
+        self.optimizers = make_optimizers(self.masters.weights, config)
+        self.guard = Guard(config.outlier_sigma)
+        self.averaged: dict[str, Tensor] = {}
+        if config.ema_decay:
+            self.averaged = {name: weight.detach().clone() for name, weight in self.masters.weights.items()}
+        self.n_done = self.n_tokens = 0
+
+    def step(self, batches: Sequence[Batch], loss_fn: LossFn, *, stop: bool = False) -> Step:
+        """Learn from the micro-batches of one step. stop: this rank was asked to stop; all ranks get to know."""
+        self.model.train()
+        loss_sum, count = 0.0, 0
+        for number, batch in enumerate(batches):
+            synchronise_gradients(self.model, number == len(batches) - 1)
+            loss, n, _ = loss_fn(self.model, batch.to(self.world.device))
+            loss.backward()
+            self.masters.gather_gradients()
+            loss_sum, count = loss_sum + float(loss.detach()), count + n
+        loss_sum, total, n_stops = self.world.sum([loss_sum, count, stop])
+        count = round(total)
+        lr = learning_rate(self.n_done, self.n_steps, self.config)
+        mean, norm, skipped = 0.0, 0.0, "nothing in it is trained"
+        if count:
+            mean = loss_sum / count
+            norm = self.masters.gradient_norm() / count
+            skipped = self.guard.judge(mean, norm)
+        if not skipped:
+            self._update(count, norm, lr)
+        self.masters.clear_gradients()
+        self.n_done += 1
+        self.n_tokens += count
+        return Step(self.n_done, mean, count, norm, lr, skipped, bool(n_stops))
+
+    def _update(self, count: int, norm: float, lr: float) -> None:
+        limit = self.config.max_grad_norm
+        clip = min(1.0, limit / (norm + 1e-6)) if limit else 1.0
+        self.masters.scale_gradients(clip / count)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+        self.masters.publish()
+        if self.averaged:
+            with torch.no_grad():
+                weights = [self.masters.weights[name].detach() for name in self.averaged]
+                # A short run must not remember its random beginning: the average is at most as long as the run.
+                decay = min(self.config.ema_decay, (1 + self.n_done) / (10 + self.n_done))
+                torch._foreach_lerp_(list(self.averaged.values()), weights, 1 - decay)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch], loss_fn: LossFn) -> tuple[float, int]:
+        """Return the sum of losses over these batches and the count, over all ranks."""
+        self.model.eval()
+        loss_sum, count = 0.0, 0
+        for batch in batches:
+            loss, n, _ = loss_fn(self.model, batch.to(self.world.device))
+            loss_sum, count = loss_sum + float(loss), count + n
+        loss_sum, total = self.world.sum([loss_sum, count])
+        return loss_sum, round(total)
+
+    def tensors(self) -> dict[str, Held]:
+        """Return everything that must be saved to go on exactly, by name: weights, averages, optimizer state."""
+        kinds = {"weights": self.masters.weights, "averaged": self.averaged}
+        found = {f"{kind}/{name}": each for kind, those in kinds.items() for name, each in those.items()}
+        names = {id(weight): name for name, weight in self.masters.weights.items()}
+        for optimizer in self.optimizers:
+            for weight, state in optimizer.state.items():
+                found |= {f"optimizer {key}/{names[id(weight)]}": value for key, value in state.items()}
+        like = self.masters.model_weights
+        return {name: held(each, like[name.split("/", 1)[1]], self.world) for name, each in found.items()}
+
+    def make_room(self) -> None:
+        """Create the optimizers' state, empty, so that `tensors` has all its names before the first step."""
+        for weight in self.masters.weights.values():
+            weight.grad = torch.zeros_like(weight)
+        for optimizer in self.optimizers:
+            rates = [(group, group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+            for group, _, _ in rates:
+                group["lr"] = group["weight_decay"] = 0.0
+            optimizer.step()
+            for group, lr, weight_decay in rates:
+                group["lr"], group["weight_decay"] = lr, weight_decay
+        self.masters.clear_gradients()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The plain numbers beside the tensors."""
+        return {"n_done": self.n_done, "n_tokens": self.n_tokens, "guard": self.guard.state}
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        self.n_done, self.n_tokens, self.guard.state = state["n_done"], state["n_tokens"], state["guard"]
+        self.masters.publish()
