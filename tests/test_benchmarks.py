@@ -36,6 +36,13 @@ def test_load_compares_both_sides():
     assert line["ours"]["load_s"] > 0 and line["theirs"]["load_and_first_token_s"] > 0
 
 
+@pytest.mark.slow
+def test_prepare_is_compared_with_bare_tokenising():
+    (line,) = run("benchmarks.prepare", "--megabytes", "1", "--rounds", "1", "--workers", "2")
+    assert line["claim"] == "prepare" and line["workers"] == 2
+    assert min(line["whole/bare"], line["tokenise/bare"], line["extract_mb_per_s"], line["dedup_mb_per_s"]) > 0
+
+
 def test_both_models_of_the_comparison_are_the_same_model():
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import llama2
-from llama2.demo import pocket_tokenizer
+from tests.pocket import pocket_tokenizer
 from llama2.errors import ChatError, CheckpointError, RequestError, TokenizerError, TokenizerMissing
 from llama2.infer.request import SamplingParams
 from llama2.llm import LLM, sampling_defaults

@@ -59,10 +59,33 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Train a vocabulary from text.",
         ("llama2 train-tokenizer world/train/stories.en.txt --vocab-size 2048 --out tokenizer",),
     ),
+    "prepare": (
+        "llama2.cli.prepare:prepare",
+        "Make token shards from raw text: clean, deduplicate, tokenise.",
+        (
+            "llama2 prepare world/train/stories.jsonl --tokenizer tokenizer --out shards",
+            "llama2 prepare books pages.warc.gz --tokenizer tokenizer --languages en,es --out shards",
+            "llama2 prepare /share/raw --config prepare.toml --rank 1 --world-size 4",
+        ),
+    ),
+    "pretrain": (
+        "llama2.cli.pretrain:pretrain",
+        "Train a Llama on token shards, from nothing or from a checkpoint.",
+        (
+            "llama2 pretrain --data shards --dim 128 --n-layers 4 --n-heads 4 --max-steps 500 --out run",
+            "llama2 pretrain --config run.toml --resume",
+            "torchrun --nproc-per-node 8 -m llama2 pretrain --config run.toml",
+        ),
+    ),
+    "extend-vocabulary": (
+        "llama2.cli.extend_vocabulary:extend_vocabulary",
+        "Add pieces for another language or domain to a checkpoint.",
+        ("llama2 extend-vocabulary stories15M-hf world/train/stories.es.txt --add 1000 --out stories15M-es",),
+    ),
     "demo": (
         "llama2.cli.demo:demo",
         "See the package at work; with a model, chat with it.",
-        ("llama2 demo", "llama2 demo meta-llama/Llama-2-7b-chat-hf"),
+        ("llama2 demo", "llama2 demo --quick --out quick", "llama2 demo meta-llama/Llama-2-7b-chat-hf"),
     ),
 }
 """Name -> (where its function is, one line of help, examples)."""

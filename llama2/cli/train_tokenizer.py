@@ -38,13 +38,14 @@ def train_tokenizer(
         raise TokenizerError(f"{existing[0]} exists; name a new folder, nothing is overwritten")
     if not texts:
         raise TokenizerError("name at least one text file to learn from")
-    tokenizer = train(_texts(texts), vocab_size=vocab_size, kind=kind)
+    tokenizer = train(read_texts(texts), vocab_size=vocab_size, kind=kind)
     for format in ("model", "json"):
         save_tokenizer(tokenizer, out, format=format)
     print(f"wrote {out / 'tokenizer.model'} and tokenizer.json, {tokenizer.n_vocab} pieces", file=sys.stderr)
 
 
-def _texts(paths: tuple[Path, ...]) -> Iterator[str]:
+def read_texts(paths: tuple[Path, ...]) -> Iterator[str]:
+    """Yield the lines of text files, and the "text" of each line of .jsonl files. Raises TokenizerError."""
     for path in paths:
         try:
             with path.open(encoding="utf-8") as file:

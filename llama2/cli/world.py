@@ -4,8 +4,21 @@ import sys
 from pathlib import Path
 
 
-def world(*, out: Path, stories: int = 10_000, heldout: int = 1_000, seed: int = 0) -> None:
-    """Write a world of little stories, in English, Spanish and Chinese, with tasks about them, as plain files.
+def world(
+    *,
+    out: Path,
+    stories: int = 10_000,
+    heldout: int = 1_000,
+    seed: int = 0,
+    turns: int | None = None,
+    raw: bool = True,
+    near_duplicates: float = 0.05,
+    contamination: float = 0.01,
+) -> None:
+    """Write a world of little stories, in English, Spanish and Chinese, and what can be learnt from it, as plain files.
+
+    train/ and heldout/ hold stories, tasks, dialogues, preference pairs and unsafe requests; raw/ holds the training
+    stories as they would be found on the web, dirty, and planted.jsonl says what is wrong with them.
 
     Parameters
     ----------
@@ -17,8 +30,18 @@ def world(*, out: Path, stories: int = 10_000, heldout: int = 1_000, seed: int =
         Stories to judge by: no hero meets the same thing in the same place as in those to train on.
     seed
         Another seed, another world.
+    turns
+        Questions in each dialogue, 1 to 40 [default: 2 to 6].
+    raw
+        Write the dirty corpus too.
+    near_duplicates
+        Nearly equal copies in raw/, per story told in a language.
+    contamination
+        Held-out stories in raw/, per story told in a language.
     """
     from llama2.data.storyworld.files import write_world
+    from llama2.data.storyworld.raw import Dirt
 
-    write_world(out, n_stories=stories, n_heldout=heldout, seed=seed)
+    dirt = Dirt(near_duplicates=near_duplicates, contamination=contamination)
+    write_world(out, n_stories=stories, n_heldout=heldout, seed=seed, n_turns=turns, raw=raw, dirt=dirt)
     print(f"wrote {stories} stories and {heldout} held out, in three languages, to {out}", file=sys.stderr)

@@ -75,11 +75,6 @@ class Loader:
             self._n_windows, self._window_state = 0, deepcopy(self._mixture.state)
         self._n_taken = state["n_taken"]
 
-    @property
-    def epoch(self) -> float:
-        """Passes over the data so far, by tokens drawn."""
-        return sum(self._mixture.state["n_drawn"]) / sum(each.n_tokens for each in self.sets)
-
     def step(self) -> list[Batch]:
         """Return this rank's micro-batches of the next step."""
         rows = [self._next_row() for _ in range(self.rows_per_step)]

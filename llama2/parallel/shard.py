@@ -95,6 +95,7 @@ def _shard(model: Transformer, world: World, compute_dtype: torch.dtype | None) 
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are sums: gradients are added, not averaged
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
 
 
 def synchronise_gradients(model: torch.nn.Module, is_last: bool) -> None:

@@ -19,12 +19,17 @@ N_FIXED = 3 + 256
 
 
 def train_tokenizer(
-    texts: Iterable[str], *, vocab_size: int, kind: Literal["bpe", "char"] = "bpe", n_threads: int | None = None
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    kind: Literal["bpe", "char"] = "bpe",
+    n_threads: int | None = None,
+    may_be_smaller: bool = False,
 ) -> Tokenizer:
     """Learn a vocabulary of vocab_size pieces, of which 259 are fixed. Raises TokenizerError if the texts hold too few.
 
-    Texts are read once, line by line, and kept in memory by the trainer. The result depends on the texts and
-    not on n_threads.
+    With `may_be_smaller` it is then as large as they allow. Texts are read once, line by line, and kept in memory by
+    the trainer. The result depends on the texts and not on n_threads.
     """
     import sentencepiece
 
@@ -47,7 +52,7 @@ def train_tokenizer(
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             max_sentence_length=1 << 30,  # the default drops longer lines without a word
-            hard_vocab_limit=kind == "bpe",
+            hard_vocab_limit=kind == "bpe" and not may_be_smaller,
             use_all_vocab=False,
             num_threads=n_threads or os.cpu_count() or 1,
             minloglevel=2,

@@ -9,7 +9,11 @@ from typing import Any
 
 N_REMEMBERED = 128
 N_NEEDED = 32
-"""Steps before anything counts as an outlier: early losses fall too fast to tell."""
+"""Steps before anything counts as an outlier: early losses fall too fast to tell.
+
+The deviation counts as at least 1 % of the mean loss and half of the mean gradient norm: norms have long tails, and
+clipping already takes the harm out of one that is twice the usual.
+"""
 
 
 class Guard:
@@ -38,9 +42,9 @@ class Guard:
             if not math.isfinite(value):
                 return f"{name} is {value}"
         if self.sigma and len(self.state["losses"]) >= N_NEEDED:
-            for name, value, key in (("loss", loss, "losses"), ("gradient norm", norm, "norms")):
+            for name, value, key, least in (("loss", loss, "losses", 0.01), ("gradient norm", norm, "norms", 0.5)):
                 mean, deviation = _moments(self.state[key])
-                if value > mean + self.sigma * max(deviation, 1e-3 * abs(mean)):
+                if value > mean + self.sigma * max(deviation, least * abs(mean)):
                     return f"{name} {value:.4g} is more than {self.sigma:g} standard deviations above {mean:.4g}"
         return ""
 

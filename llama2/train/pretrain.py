@@ -195,6 +195,11 @@ class Run:
         self.evaluation: Evaluation | None = None
         self.signal = 0
 
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far, by tokens trained."""
+        return self.trainer.n_tokens / sum(each.n_tokens - len(each) for each in self.sets)
+
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one and resume is set; then open the log."""
         newest = self.folder.newest() if self.config.resume else None
@@ -265,7 +270,8 @@ class Run:
                 self._rewind(step)
                 continue
             is_last = trainer.n_done == trainer.n_steps
-            is_saving = is_last or step.is_stopped or due(trainer.n_done, config.save_every)
+            is_saving = is_last or step.is_stopped
+            is_saving |= due(trainer.n_done, config.save_every) and not step.skipped  # never what a bad step left
             is_patient = True
             if self.held_out and (is_last or is_saving or due(trainer.n_done, config.eval_every)):
                 is_patient = self._evaluate()
@@ -289,7 +295,7 @@ class Run:
             grad_norm=step.grad_norm,
             learning_rate=step.learning_rate,
             n_tokens=step.count,
-            epoch=round(self.loader.epoch, 4),
+            epoch=round(self.epoch, 4),
             tokens_per_s=round(rate, 1),
             mfu=None if mfu is None else round(mfu, 4),
             memory_bytes=memory_bytes(self.world),
@@ -374,7 +380,7 @@ class Run:
         facts = {
             "model": f"{self.shape.n_parameters:,} parameters, from {chosen.name}",
             "trained on": f"{self.trainer.n_tokens:,} tokens in {self.trainer.n_done:,} steps",
-            "passes over the data": f"{self.loader.epoch:.2f}",
+            "passes over the data": f"{self.epoch:.2f}",
         }
         if self.evaluation:
             now = self.evaluation

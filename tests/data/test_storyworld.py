@@ -133,9 +133,13 @@ def test_tasks_are_of_every_kind_and_translations_are_the_parallel_story():
 
 def test_a_world_is_plain_files_that_do_not_change(tmp_path):
     for name in ("a", "b"):
-        write_world(tmp_path / name, n_stories=20, n_heldout=5, seed=1)
+        write_world(tmp_path / name, n_stories=20, n_heldout=5, seed=1, raw=False)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert {path.parts[0] for path in files} == {"train", "heldout"}
     assert [str(path) for path in files if "train" in str(path)] == [
+        "train/dialogues.jsonl",
+        "train/preferences.jsonl",
+        "train/safety.jsonl",
         "train/stories.en.txt",
         "train/stories.es.txt",
         "train/stories.jsonl",

@@ -4,7 +4,15 @@ world/
   train/ stories.en.txt  stories.es.txt  stories.zh.txt    stories, a blank line between them
          stories.jsonl                                     {"text", "language", "title", "summary"}
          tasks.jsonl                                       {"instruction", "input", "output", "task", "language"}
+         dialogues.jsonl                                   {"messages": [{"role", "content"}], "instruction", ...}
+         preferences.jsonl                                 {"prompt", "chosen", "rejected", "rating", "kind", ...}
+         safety.jsonl                                      {"messages", "category", "vector", "is_unsafe", ...}
   heldout/                                                 the same, of stories that train never tells
+  raw/   notes.txt  feed.jsonl.gz  crawl.warc.gz           the training stories as found on the web, dirty
+         pages/000001.en.html ...
+  planted.jsonl                                            what is wrong with raw/, and where
+
+`planted.jsonl` is no text to learn from, so it stands beside raw/ and not in it.
 """
 
 import json
@@ -13,6 +21,8 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
+from llama2.data.storyworld import dialogues, preferences, safety
+from llama2.data.storyworld.raw import Dirt, write_raw
 from llama2.data.storyworld.stories import Split, Story, stories
 from llama2.data.storyworld.tasks import a_task
 from llama2.data.storyworld.words import LANGUAGES
@@ -20,17 +30,34 @@ from llama2.errors import Llama2Error
 from llama2.files.staging import staged_folder
 
 
-def write_world(out: Path, *, n_stories: int, n_heldout: int, seed: int = 0) -> None:
-    """Write n_stories and n_heldout stories, each in every language, into a new folder."""
+def write_world(
+    out: Path,
+    *,
+    n_stories: int,
+    n_heldout: int,
+    seed: int = 0,
+    n_turns: int | None = None,
+    raw: bool = True,
+    dirt: Dirt | None = None,
+) -> None:
+    """Write n_stories and n_heldout stories, each in every language, and what follows from them, into a new folder.
+
+    Of dialogues, preference pairs and requests about safety there are as many as stories, the language going round.
+    `n_turns` is that of the dialogues, 2 to 6 if not given. `raw` adds the dirty corpus, with `dirt` as it says.
+    """
     for name, n in (("stories", n_stories), ("heldout", n_heldout)):
         if n < 1:
             raise Llama2Error(f"{name}={n} must be at least 1")
+    dialogues.check_turns(n_turns)
     with staged_folder(out) as folder:
-        _write_split(folder / "train", "train", n_stories, seed)
-        _write_split(folder / "heldout", "heldout", n_heldout, seed)
+        _write_split(folder / "train", "train", n_stories, seed, n_turns)
+        _write_split(folder / "heldout", "heldout", n_heldout, seed, n_turns)
+        if raw:
+            planted = folder / "planted.jsonl"
+            write_raw(folder / "raw", planted, n_stories=n_stories, n_heldout=n_heldout, seed=seed, dirt=dirt)
 
 
-def _write_split(folder: Path, split: Split, n: int, seed: int) -> None:
+def _write_split(folder: Path, split: Split, n: int, seed: int, n_turns: int | None) -> None:
     folder.mkdir()
     with ExitStack() as stack:
 
@@ -45,6 +72,12 @@ def _write_split(folder: Path, split: Split, n: int, seed: int) -> None:
             records.writelines(line(record) for record in told(each))
             for language in LANGUAGES:
                 tasks.write(line(asdict(a_task(each, language, seed=index))))
+        talks = dialogues.dialogues(seed, n, split=split, n_turns=n_turns)
+        create("dialogues.jsonl").writelines(line(dialogues.record(each)) for each in talks)
+        pairs = preferences.preferences(seed, n, split=split)
+        create("preferences.jsonl").writelines(line(preferences.record(each)) for each in pairs)
+        requests = safety.safety_requests(seed, n, split=split)
+        create("safety.jsonl").writelines(line(safety.record(each)) for each in requests)
 
 
 def told(story: Story) -> Iterator[dict[str, str]]:

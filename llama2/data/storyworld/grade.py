@@ -5,17 +5,14 @@ Consistency: every name, kind, pronoun, thing and place in it can belong to one 
 """
 
 import re
-import string
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
 
+from llama2.data.storyworld.patterns import able, expression, identities, named
 from llama2.data.storyworld.stories import Facts, choices, order_of_beats, separator, template
-from llama2.data.storyworld.words import Character, Language, Spot, Thing, table
+from llama2.data.storyworld.words import Language, table
 
 OPTIONAL_BEATS = ("flavour", "react", "thank")
-Identities = frozenset[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -27,35 +24,36 @@ class Grade:
     n_sentences: int
     """Sentences that could be followed."""
     problem: str = ""
+    n_misfits: int = 0
+    """Sentences that name somebody or something that does not fit what came before."""
 
 
-def grade(text: str, language: Language, *, facts: Facts | None = None) -> Grade:
-    """Judge a story; with `facts` it must also be about these people, this thing and this place."""
+def grade(text: str, language: Language, *, facts: Facts | None = None, about: str = "hftp") -> Grade:
+    """Judge a story; with `facts` it must also be about these people, this thing and this place.
+
+    `about` says which of them it must keep to: h hero, f friend, t thing, p place.
+    """
     text = " ".join(text.split()) if language != "zh" else "".join(text.split())
-    cast = {} if facts is None else _cast_of(facts)
-    n_sentences, problem, is_consistent = 0, "", True
+    cast = {} if facts is None else {slot: frozenset({identities(facts)[slot]}) for slot in about}
+    n_sentences, n_misfits, problem = 0, 0, ""
     for found in _follow(text, language):
         if isinstance(found, str):
-            return Grade(False, is_consistent, n_sentences, problem or found)
+            return Grade(False, not n_misfits, n_sentences, problem or found, n_misfits)
         n_sentences += 1
+        misfit = ""
         for slot, form, surface in found:
-            able = _able(slot, form, language)[surface]
-            cast[slot] = cast[slot] & able if slot in cast else able
-            if not cast[slot] and is_consistent:
-                is_consistent, problem = False, f"sentence {n_sentences}: {surface!r} does not fit what came before"
+            who = able(slot, form, language)[surface]
+            if slot in cast and not cast[slot] & who:
+                misfit = misfit or surface
+            else:
+                cast[slot] = cast[slot] & who if slot in cast else who
+        if misfit:
+            n_misfits += 1
+            problem = problem or f"sentence {n_sentences}: {misfit!r} does not fit what came before"
     names = [{identity[0] for identity in cast[slot]} for slot in "hf"]
-    if is_consistent and len(names[0]) == 1 and names[0] == names[1]:
-        return Grade(True, False, n_sentences, "hero and friend have the same name")
-    return Grade(True, is_consistent, n_sentences, problem)
-
-
-def _cast_of(facts: Facts) -> dict[str, Identities]:
-    return {
-        "h": frozenset({facts.hero}),
-        "f": frozenset({facts.friend}),
-        "t": frozenset({facts.thing}),
-        "p": frozenset({(facts.place,)}),
-    }
+    if not n_misfits and len(names[0]) == 1 and names[0] == names[1]:
+        return Grade(True, False, n_sentences, "hero and friend have the same name", 1)
+    return Grade(True, not n_misfits, n_sentences, problem, n_misfits)
 
 
 def _follow(text: str, language: Language):
@@ -73,7 +71,7 @@ def _follow(text: str, language: Language):
                     beats = list(order_of_beats(False))[-2:]
                 break
         if match:
-            yield [(*key.split("__")[:2], surface) for key, surface in match.groupdict().items()]
+            yield named(match)
             at = match.end()
         elif beat not in OPTIONAL_BEATS:
             yield f"no {beat} follows {text[max(0, at - 30) : at]!r}: {text[at : at + 60]!r}"
@@ -91,38 +89,7 @@ def _possible(beat: str, plot: int) -> list[tuple[int, str]]:
 
 @cache
 def _patterns(beat: str, plot: int, language: Language) -> tuple[re.Pattern[str], ...]:
-    """Return one regular expression per sentence of a beat; groups are named slot__form__number."""
+    """Return one regular expression per sentence of a beat."""
     gap = re.escape(separator(language))
-    compiled = []
-    for which in range(len(choices(beat, plot))):
-        pattern = ""
-        for n, (literal, name, _, _) in enumerate(string.Formatter().parse(template(beat, which, plot, language))):
-            pattern += re.escape(literal)
-            if name:
-                slot, _, form = name.partition(".")
-                surfaces = sorted(_able(slot, form, language), key=len, reverse=True)
-                pattern += f"(?P<{slot}__{form}__{n}>{'|'.join(map(re.escape, surfaces))})"
-        compiled.append(re.compile(f"{pattern}(?:{gap}|$)"))
-    return tuple(compiled)
-
-
-@cache
-def _able(slot: str, form: str, language: Language) -> dict[str, Identities]:
-    """Return, for each surface that a slot can have in this form, who or what it can be."""
-    words = table("words")
-    if slot in "hf":
-        each = {
-            (n, k): Character(words["names"][n], words["kinds"][k], language)
-            for n, k in product(range(len(words["names"])), range(len(words["kinds"])))
-        }
-    elif slot == "t":
-        each = {
-            (n, q): Thing(words["nouns"][n], words["qualities"][q], language)
-            for n, q in product(range(len(words["nouns"])), range(len(words["qualities"])))
-        }
-    else:
-        each = {(n,): Spot(place, language) for n, place in enumerate(words["places"])}
-    able: defaultdict[str, set[tuple[int, ...]]] = defaultdict(set)
-    for identity, word in each.items():
-        able[getattr(word, form) if form else str(word)].add(identity)
-    return {surface: frozenset(identities) for surface, identities in able.items()}
+    templates = [template(beat, which, plot, language) for which in range(len(choices(beat, plot)))]
+    return tuple(re.compile(f"{expression(each, language)}(?:{gap}|$)") for each in templates)

@@ -68,18 +68,27 @@ class Story:
 
 def cast(facts: Facts, language: Language) -> dict[str, Any]:
     """Return the words that stand for {h}, {f}, {t} and {p}."""
-    words = table("words")
-
-    def character(name: int, kind: int) -> Character:
-        return Character(words["names"][name], words["kinds"][kind], language)
-
-    noun, quality = facts.thing
     return {
-        "h": character(*facts.hero),
-        "f": character(*facts.friend),
-        "t": Thing(words["nouns"][noun], words["qualities"][quality], language),
-        "p": Spot(words["places"][facts.place], language),
+        "h": character(*facts.hero, language),
+        "f": character(*facts.friend, language),
+        "t": thing(*facts.thing, language),
+        "p": spot(facts.place, language),
     }
+
+
+@cache
+def character(name: int, kind: int, language: Language) -> Character:
+    return Character(table("words")["names"][name], table("words")["kinds"][kind], language)
+
+
+@cache
+def thing(noun: int, quality: int, language: Language) -> Thing:
+    return Thing(table("words")["nouns"][noun], table("words")["qualities"][quality], language)
+
+
+@cache
+def spot(place: int, language: Language) -> Spot:
+    return Spot(table("words")["places"][place], language)
 
 
 @cache

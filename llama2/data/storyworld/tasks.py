@@ -30,15 +30,22 @@ def tasks(story: Story, language: Language) -> Iterator[Task]:
     """Yield everything that can be asked about a story in a language, one translation into each other language."""
     said = table("tasks")["instructions"]
     text = story.text(language)
-    mood = table("tasks")["sentiments"]["good" if story.facts.is_good else "bad"][language]
-    yield Task("title", language, said["title"][language], text, story.title(language))
-    yield Task("summarise", language, said["summarise"][language], text, story.summary(language))
-    yield Task("sentiment", language, said["sentiment"][language], text, mood)
+    for task in ("title", "summarise", "sentiment"):
+        yield Task(task, language, said[task][language], text, outcome(story, language, task))
     for question, answer in questions(story, language):
         yield Task("answer", language, question, text, answer)
     for target in LANGUAGES:
         if target != language:
             yield Task("translate", language, said["translate"][language][target], text, story.text(target))
+
+
+def outcome(story: Story, language: Language, task: str) -> str:
+    """Return the right title, summary or sentiment of a story."""
+    if task == "title":
+        return story.title(language)
+    if task == "summarise":
+        return story.summary(language)
+    return table("tasks")["sentiments"]["good" if story.facts.is_good else "bad"][language]
 
 
 def questions(story: Story, language: Language) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,11 @@ Language = Literal["en", "es", "zh"]
 LANGUAGES: tuple[Language, ...] = ("en", "es", "zh")
 
 
+def others(language: Language) -> list[Language]:
+    """Return the languages but this one."""
+    return [each for each in LANGUAGES if each != language]
+
+
 @cache
 def table(name: str) -> dict[str, Any]:
     """Return what a .toml file of this folder holds."""
@@ -44,13 +49,14 @@ class Character:
 
 
 class Thing:
-    """A noun and its quality; `str()` is both, `noun` the noun alone."""
+    """A noun and its quality; `str()` is both, `noun` and `quality` each alone."""
 
     def __init__(self, noun: Sequence[str], quality: Sequence[str], language: Language):
         english, spanish, gender, chinese, measure = noun
         is_feminine = gender == "f"
         adjective = {"en": quality[0], "es": quality[1 if is_feminine else 2], "zh": quality[3]}[language]
         self.noun = {"en": english, "es": spanish, "zh": chinese}[language]
+        self.quality = adjective
         self.text = {"en": f"{adjective} {english}", "es": f"{spanish} {adjective}", "zh": adjective + chinese}[
             language
         ]
@@ -61,6 +67,7 @@ class Thing:
         self.El = self.el.capitalize()
         self.de = f"de {self.el}" if is_feminine else f"del {self.text}"
         self.elnoun = f"{'la' if is_feminine else 'el'} {self.noun}"
+        self.Elnoun = self.elnoun.capitalize()
         self.lo, self.o = ("la", "a") if is_feminine else ("lo", "o")
         self.yi = measure + self.text
 
