@@ -19,7 +19,7 @@ from llama2.data.plan import Plan, abandon, make_plan, shard_bytes
 from llama2.data.pool import run_tasks
 from llama2.data.quality import Limits
 from llama2.data.report import extract_report, nothing_left
-from llama2.data.settings import RUNTIME, PrepareConfig, check_names
+from llama2.data.settings import RUNTIME, PrepareConfig, check_names, rules_left_out, threshold_of
 from llama2.data.shards import tokenizer_digest, write_index
 from llama2.data.sources import find_files
 from llama2.data.tokenise import tokenise
@@ -100,12 +100,12 @@ class Job:
 
     def _options(self) -> Options:
         config = self.config
-        limits = Limits(config.min_words, config.max_words, config.languages, frozenset(config.skip_rules))
+        limits = Limits(config.min_words, config.max_words, config.languages, rules_left_out(config))
         if self._contamination:
             with staged_file(self._contamination_file) as temporary:
                 self._contamination.save(temporary)
         file = self._contamination_file if config.decontaminate else None
-        return Options(config.text_field, self.separator, limits, config.dedup_threshold, file)
+        return Options(config.text_field, self.separator, limits, threshold_of(config), file)
 
     def dedup(self, watch: Watch) -> None:
         """Find copies, once for all ranks."""
@@ -118,7 +118,7 @@ class Job:
             if not extracted["kept"]:
                 abandon(self.out)
                 raise DataError(nothing_left(extracted))
-            threshold, partition = self.config.dedup_threshold, _SORTED_AT_ONCE // self.n_workers
+            threshold, partition = threshold_of(self.config), _SORTED_AT_ONCE // self.n_workers
             first, *others = edge_tasks(place, self.parts, threshold, partition)
             write_edges(*first)
             self._run("dedup", write_edges, others, watch)

@@ -36,6 +36,8 @@ class PrepareConfig(BaseModel):
     """Languages to keep, as two letters each (en,es,zh); by default all."""
     skip_rules: tuple[str, ...] = ()
     """Names of cleaning and quality rules to leave out; docs/data.md lists them."""
+    verbatim: bool = False
+    """Take documents as they are: no repairs, no rules, no search for near copies; exact copies still go."""
     decontaminate: tuple[Path, ...] = ()
     """Evaluation files: documents that share decontamination_words in a row with them are dropped."""
     decontamination_words: int = Field(default=13, ge=5)
@@ -59,6 +61,16 @@ class PrepareConfig(BaseModel):
     """Machines that share the work and the folder OUT."""
     keep_work: bool = False
     """Keep the intermediate files in OUT/work."""
+
+
+def rules_left_out(config: PrepareConfig) -> frozenset[str]:
+    """Return the names of the rules that this run does not follow."""
+    return frozenset([*list(CHANGES)[1:], PII, *DROPS] if config.verbatim else config.skip_rules)
+
+
+def threshold_of(config: PrepareConfig) -> float:
+    """Return from which Jaccard index on documents are copies."""
+    return 1.0 if config.verbatim else config.dedup_threshold
 
 
 def check_names(config: PrepareConfig) -> None:
