@@ -124,9 +124,18 @@ def main() -> None:
             sys.exit(0)
         if is_debug:
             raise
-        fail(str(error))
+        fail(explain(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def explain(error: Exception) -> str:
+    """Return what to tell the user; of a flag's value that pydantic refused, the flag, the value and why."""
+    errors = getattr(error.__cause__, "errors", None)
+    if not isinstance(error, CycloptsError) or errors is None:
+        return str(error)
+    first = errors()[0]
+    return f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 
 def fail(message: str) -> None:

@@ -75,6 +75,8 @@ def attend(
     assert mask is not None or q.shape[1] in (1, k.shape[1])
     if q.shape[1] == 1:
         return _attend_one(q, k, v, mask)
+    if q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[1] <= 512:
+        return attend_by_products(q, k, v, mask)
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
@@ -84,6 +86,27 @@ def attend(
         enable_gqa=q.shape[2] != k.shape[2],
     )  # [B H T Dh]
     return out.transpose(1, 2)
+
+
+def attend_by_products(
+    q: Float[Tensor, "B T H Dh"],
+    k: Float[Tensor, "B S K Dh"],
+    v: Float[Tensor, "B S K Dh"],
+    mask: Bool[Tensor, "#B T S"] | None,
+) -> Float[Tensor, "B T H Dh"]:
+    """The same as two batched products, for training in bfloat16 on a CPU: scores exist whole, rounded to bfloat16.
+
+    Of the fused kernel the backward pass is the slow part there. 16 rows of 256 tokens, 4 heads of 32, one core:
+    19 ms forward and backward for 33. In float32 the fused kernel is the faster.
+    """
+    n_kv, group = k.shape[2], q.shape[2] // k.shape[2]
+    seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril() if mask is None else mask
+    bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, float("-inf"))
+    scaled = (q * q.shape[-1] ** -0.5).unflatten(2, (n_kv, group)).permute(0, 2, 3, 1, 4)  # [B K G T Dh]
+    scores = (scaled.flatten(2, 3) @ k.permute(0, 2, 3, 1)).unflatten(2, (group, -1))  # [B K G T S]
+    weights = (scores + (bias if mask is None else bias[:, None, None])).softmax(-1)
+    out = (weights.flatten(2, 3) @ v.transpose(1, 2)).unflatten(2, (group, -1))  # [B K G T Dh]
+    return out.permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 def _attend_one(

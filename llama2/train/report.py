@@ -58,9 +58,9 @@ def _curve(steps: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str
 
     def draw(axes) -> None:
         xs, ys = [line["step"] for line in good], [line[name] for line in good]
-        axes.plot(xs, ys, color="#7fa8d9" if name == "loss" else "#2f6db5", linewidth=0.9, label="train")
+        axes.plot(xs, ys, color="#9cc1ea" if name == "loss" else "#4a8fd4", linewidth=0.9, label="train")
         if name == "loss":
-            axes.plot(xs, _smooth(ys), color="#2f6db5", linewidth=1.6, label="train, smoothed")
+            axes.plot(xs, _smooth(ys), color="#4a8fd4", linewidth=1.6, label="train, smoothed")
             found = [(line["step"], line["loss"]) for line in evaluations]
             if found:
                 axes.plot(

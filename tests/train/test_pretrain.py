@@ -440,3 +440,17 @@ def test_a_wrong_file_is_one_line(tmp_path, text, said):
     path.write_text(text)
     done = run_cli("--config", str(path))
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--learning-rate", "fast"), "--learning-rate fast: input should be a valid number"),
+        (("--learning-rat", "1"), "Did you mean --learning-rate?"),
+        (("--optimizer", "adam"), "--optimizer"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(flags, said):
+    done = run_cli(*flags)
+    assert done.returncode == 2 and said in done.stderr
+    assert done.stderr.count("\n") == 1 and "pydantic" not in done.stderr
