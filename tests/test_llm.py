@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import llama2
-from tests.pocket import pocket_tokenizer
 from llama2.errors import ChatError, CheckpointError, RequestError, TokenizerError, TokenizerMissing
 from llama2.infer.request import SamplingParams
 from llama2.llm import LLM, sampling_defaults
 from llama2.model.config import ModelConfig
 from llama2.model.transformer import build
+from tests.pocket import pocket_tokenizer
 
 POCKET = ModelConfig(32, 2, 4, 260, 48, n_kv_heads=2, context_length=128)
 

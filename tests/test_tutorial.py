@@ -7,9 +7,9 @@ import torch
 
 import llama2
 from llama2 import LLama2Model, LLama2Tokenizer, LLaMAForCausalLM, LLaMATokenizer, preprocess_text, tutorial
-from tests.pocket import POCKET, pocket_tokenizer
 from llama2.errors import RequestError
 from llama2.model.transformer import build
+from tests.pocket import POCKET, pocket_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ Standard output carries results only.
 """
 
 import io
+import os
 import sys
 
 from cyclopts import App, CycloptsError
@@ -141,5 +142,6 @@ def explain(error: Exception) -> str:
 def fail(message: str) -> None:
     """Print one line on standard error and leave with exit code 2."""
     line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
-    print(f"llama2: error: {line}", file=sys.stderr)
+    rank = os.environ.get("RANK")  # of several processes each speaks for itself
+    print(f"llama2: error: {line}" if rank is None else f"llama2: error (rank {rank}): {line}", file=sys.stderr)
     sys.exit(2)

@@ -102,3 +102,9 @@ def synchronise_gradients(model: torch.nn.Module, is_last: bool) -> None:
     """Before a backward pass: add gradients up over the ranks only with the last micro-batch of a step."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(is_last)
+
+
+def forget_gathered(model: torch.nn.Module) -> None:
+    """After weights were changed outside a training step: what FSDP keeps gathered of them is gathered anew."""
+    if isinstance(model, FSDPModule):
+        model.reshard()

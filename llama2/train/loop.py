@@ -8,7 +8,8 @@ so neither accumulation nor the number of ranks nor an all-masked micro-batch ch
 The Trainer knows no data, no files and no screen; the command's own loop says what happens and when.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from llama2.errors import ConfigError
 from llama2.model.transformer import Transformer
 from llama2.parallel.mesh import World
 from llama2.parallel.region import Held, held
-from llama2.parallel.shard import synchronise_gradients
+from llama2.parallel.shard import forget_gathered, synchronise_gradients
 from llama2.train.config import TrainConfig
 from llama2.train.guard import Guard
 from llama2.train.optim import MasterWeights, learning_rate, make_optimizers
@@ -103,6 +104,25 @@ class Trainer:
                 decay = min(self.config.ema_decay, (1 + self.n_done) / (10 + self.n_done))
                 torch._foreach_lerp_(list(self.averaged.values()), weights, 1 - decay)
 
+    @contextmanager
+    def as_published(self) -> Iterator[None]:
+        """Within this the model has the weights that will be published: their averages, where those are kept."""
+        if not self.averaged:
+            yield
+            return
+        kept = {name: weight.detach().clone() for name, weight in self.masters.weights.items()}
+        try:
+            self._set(self.averaged)
+            yield
+        finally:
+            self._set(kept)
+
+    @torch.no_grad()
+    def _set(self, weights: Mapping[str, Tensor]) -> None:
+        torch._foreach_copy_([self.masters.weights[name] for name in weights], list(weights.values()))
+        self.masters.publish()
+        forget_gathered(self.model)
+
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], loss_fn: LossFn) -> tuple[float, int]:
         """Return the sum of losses over these batches and the count, over all ranks."""
@@ -147,3 +167,4 @@ class Trainer:
     def state(self, state: dict[str, Any]) -> None:
         self.n_done, self.n_tokens, self.guard.state = state["n_done"], state["n_tokens"], state["guard"]
         self.masters.publish()
+        forget_gathered(self.model)

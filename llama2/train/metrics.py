@@ -6,6 +6,7 @@ the speed of a large product measured here; where neither is known there is none
 """
 
 import json
+import math
 import resource
 import sys
 import time
@@ -88,7 +89,8 @@ class Log:
         """Append one line to log.jsonl."""
         if not self.is_on:
             return
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}, ensure_ascii=False) + "\n")
+        plain = {name: value if _is_json(value) else str(value) for name, value in values.items()}
+        self._file.write(json.dumps({"kind": kind, "step": step, **plain}, ensure_ascii=False) + "\n")
         if self._tensorboard is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
@@ -117,6 +119,11 @@ class Log:
             self._file.close()
             if self._tensorboard is not None:
                 self._tensorboard.close()
+
+
+def _is_json(value: object) -> bool:
+    """NaN and infinities are no JSON; they are written as text."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def summary(values: Mapping[str, Any]) -> str:

@@ -4,15 +4,17 @@ Llama 2, arXiv:2307.09288 sec. 2: next-token prediction, AdamW, cosine schedule,
 """
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +37,7 @@ from llama2.train.report import write_report
 from llama2.train.run import RunFolder, set_random_states
 
 MAX_REWINDS = 3
+SECONDS_TO_ASK_AGAIN = 2.0
 
 KEPT = (
     "sequence_length", "batch_size", "packing", "seed", "weights", "optimizer", "adam_beta1", "adam_beta2",
@@ -77,27 +80,42 @@ def pretrain(config: PretrainConfig) -> Outcome:
     sets, held_out = open_data(config)
     shape = model_shape(config, sets[0])
     micro_batch = config.micro_batch(world.dp)
-    n_steps = config.max_steps or math.ceil(
-        config.n_epochs * sum(each.n_tokens for each in sets) / (config.batch_size * config.sequence_length)
-    )
+    n_steps = config.max_steps or steps_of(config, sets)
     folder = RunFolder(out_of(config), config, world, shape, sets[0].tokenizer())
     folder.open()
     model = place_model(config, shape, world)
     trainer = Trainer(model, config, n_steps=n_steps, world=world)
     loader = Loader(
         sets,
-        weights=config.weights or None,
-        sequence_length=config.sequence_length,
+        **loader_settings(config),
         rows_per_step=config.batch_size,
         micro_batch_size=micro_batch,
         rank=world.dp_rank,
         n_ranks=world.dp,
-        packing=config.packing,
-        seed=config.seed,
     )
     run = Run(config, world, folder, trainer, loader, sets, held_out, micro_batch)
     run.resume()
     return run.to_the_end()
+
+
+def steps_of(config: PretrainConfig, sets: list[Shards]) -> int:
+    """Return the steps of n_epochs passes over the data, by how full the first rows are."""
+    sizes = np.concatenate([each.lengths for each in sets]).astype(np.int64) - 1
+    if config.packing:
+        sample = Loader(sets, **loader_settings(config), rows_per_step=512, micro_batch_size=512).step()[0]
+        n_rows = sizes.sum() / sample.n_targets * len(sample.tokens)
+    else:
+        n_rows = (-(-sizes // config.sequence_length)).sum()
+    return math.ceil(config.n_epochs * float(n_rows) / config.batch_size)
+
+
+def loader_settings(config: PretrainConfig) -> dict[str, Any]:
+    return dict(
+        weights=config.weights or None,
+        sequence_length=config.sequence_length,
+        packing=config.packing,
+        seed=config.seed,
+    )
 
 
 def out_of(config: PretrainConfig) -> Path:
@@ -191,8 +209,9 @@ class Run:
         self.config, self.world, self.folder, self.trainer, self.loader = config, world, folder, trainer, loader
         self.sets, self.held_out, self.micro_batch = sets, held_out, micro_batch
         self.shape = trainer.model.config
-        self.best_loss, self.n_worse, self.n_rewinds = math.inf, 0, 0
+        self.n_worse = self.n_rewinds = 0
         self.evaluation: Evaluation | None = None
+        self.best: Evaluation | None = None
         self.signal = 0
 
     @property
@@ -205,6 +224,7 @@ class Run:
         newest = self.folder.newest() if self.config.resume else None
         if newest is not None:
             self.go_back_to(newest, with_data=True)
+        self.folder.write_settings()
         n_done, config = self.trainer.n_done, self.config
         self.log = Log(
             self.folder.out, self.world, n_steps=self.trainer.n_steps, n_done=n_done, tensorboard=config.tensorboard
@@ -226,17 +246,17 @@ class Run:
         self.trainer.make_room()
         saved.load(self.trainer.tensors())
         self.trainer.state = record["trainer"]
-        self.best_loss, self.n_worse = record["best_loss"] or math.inf, record["n_worse"]
+        self.best, self.n_worse = record["best"] and Evaluation(**record["best"]), record["n_worse"]
         if with_data:
             self.loader.state = record["loader"]
             self.n_rewinds = record["n_rewinds"]
             set_random_states(record["random"])
 
     def _check_same_run(self, checkpoint: Path, record: dict[str, Any]) -> None:
-        now = self.config.model_dump(mode="json")
+        now, usual = self.config.model_dump(mode="json"), type(self.config)().model_dump(mode="json")
         for name in KEPT:
-            before = record["settings"].get(name, type(self.config).model_fields[name].default)
-            if before != now[name] and list(before or ()) != now[name]:
+            before = record["settings"].get(name, usual[name])
+            if before != now[name]:
                 raise CheckpointError(
                     f"{checkpoint} was trained with {name}={before}, not {now[name]}; set it back, or begin a new run"
                 )
@@ -272,12 +292,13 @@ class Run:
             is_last = trainer.n_done == trainer.n_steps
             is_saving = is_last or step.is_stopped
             is_saving |= due(trainer.n_done, config.save_every) and not step.skipped  # never what a bad step left
-            is_patient = True
+            is_patient, best = True, self.best
             if self.held_out and (is_last or is_saving or due(trainer.n_done, config.eval_every)):
                 is_patient = self._evaluate()
             if due(trainer.n_done, config.sample_every) and not is_last:
                 self._sample(LLM(trainer.model, self.folder.tokenizer))
-            if is_saving or not is_patient:
+            is_best = self.best is not best and bool(config.early_stop)
+            if is_saving or is_best or not is_patient:
                 self._save()
             if not is_patient:
                 self.log.say(f"stopped early: {self.n_worse} evaluations without a better loss")
@@ -324,26 +345,26 @@ class Run:
 
     def _evaluate(self) -> bool:
         """Evaluate and log; return False if it is time to stop early."""
-        self.evaluation = evaluate(self.trainer, self.held_out, self.config, self.micro_batch)  # pyright: ignore[reportArgumentType]
+        with self.trainer.as_published():
+            self.evaluation = evaluate(self.trainer, self.held_out, self.config, self.micro_batch)  # pyright: ignore[reportArgumentType]
         now, step = self.evaluation, self.trainer.n_done
         self.log.write("evaluation", step, loss=now.loss, perplexity=now.perplexity, bits_per_byte=now.bits_per_byte)
         self.log.say(
             f"step {step}: held-out loss {now.loss:.4f}, perplexity {now.perplexity:.2f}, "
             f"{now.bits_per_byte:.3f} bits per byte"
         )
-        if now.loss < self.best_loss:
-            self.best_loss, self.n_worse = now.loss, 0
+        if self.best is None or now.loss < self.best.loss:
+            self.best, self.n_worse = now, 0
         else:
             self.n_worse += 1
         return not self.config.early_stop or self.n_worse < self.config.early_stop
 
     def _save(self) -> None:
         evaluated = self.evaluation.loss if self.evaluation else None
-        best = self.best_loss if math.isfinite(self.best_loss) else None
         record = {
             "step": self.trainer.n_done,
             "eval_loss": evaluated,
-            "best_loss": best,
+            "best": self.best and asdict(self.best),
             "n_worse": self.n_worse,
             "n_rewinds": self.n_rewinds,
             "trainer": self.trainer.state,
@@ -353,7 +374,8 @@ class Run:
         self.folder.save(self.trainer.n_done, self.trainer.tensors(), record)
 
     def _leave(self) -> Outcome:
-        """Say where a stopped run stands."""
+        """Say where a stopped run stands, once the checkpoint of all ranks is whole."""
+        self.world.barrier()
         self.log.write("stopped", self.trainer.n_done, reason=f"signal {self.signal}")
         self.log.say(f"stopped at step {self.trainer.n_done}; {self.folder.newest()} is saved: go on with --resume")
         return Outcome(None, self.trainer.n_done, self.evaluation, self.signal or signal.SIGTERM)
@@ -362,6 +384,8 @@ class Run:
         """Publish the model and write samples and the report."""
         self.world.barrier()
         model = self.folder.out / "model"
+        if self.config.early_stop:
+            self.evaluation = self.best
         if self.world.is_first:
             newest, best = self.folder.newest(), self.folder.best()
             chosen = best if self.config.early_stop and best else newest
@@ -403,12 +427,21 @@ class Run:
 
     @contextmanager
     def _catching_signals(self) -> Iterator[None]:
-        """Let SIGTERM and Ctrl-C end the run after the step under way; a second one ends it at once."""
+        """Let SIGTERM and Ctrl-C end the run after the step under way.
+
+        A launcher passes on what it gets, so one request may come twice; only one that comes seconds later, from
+        somebody who will not wait, ends the run at once.
+        """
+        first = 0.0
 
         def catch(number: int, frame: object) -> None:
-            self.signal = number
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
-            self.log.say("asked to stop: saving after this step")
+            nonlocal first
+            if not self.signal:
+                self.signal, first = number, time.monotonic()
+                self.log.say("asked to stop: saving after this step; ask again to leave without")
+            elif time.monotonic() - first > SECONDS_TO_ASK_AGAIN:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
 
         before = {number: signal.signal(number, catch) for number in (signal.SIGTERM, signal.SIGINT)}
         try:

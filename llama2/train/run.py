@@ -19,6 +19,7 @@ import platform
 import random
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -63,12 +64,18 @@ class RunFolder:
                 raise TrainingError(f"out={self.out} is not empty; add --resume to go on with it, or name a new folder")
             try:
                 make_parent(self.checkpoints / "step")
-                (self.out / "run.toml").write_text(tomli_w.dumps(plain(self.config)), encoding="utf-8")
+                with tempfile.TemporaryFile(dir=self.out):
+                    pass
             except OSError as error:
                 raise TrainingError(f"out={self.out} cannot be written: {error.strerror}; name another") from error
             for partial in self.checkpoints.glob(".step-*"):
                 shutil.rmtree(partial)
         self.world.barrier()
+
+    def write_settings(self) -> None:
+        """Write run.toml."""
+        if self.world.is_first:
+            (self.out / "run.toml").write_text(tomli_w.dumps(plain(self.config)), encoding="utf-8")
 
     def newest(self) -> Path | None:
         """Return the last whole checkpoint."""

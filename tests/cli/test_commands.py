@@ -11,10 +11,10 @@ import llama2
 from llama2.cli.generate import generate
 from llama2.cli.main import COMMANDS
 from llama2.cli.train_tokenizer import train_tokenizer
-from tests.pocket import POCKET, pocket_tokenizer
 from llama2.errors import RequestError, TokenizerError
 from llama2.model.family import FAMILY
 from llama2.model.transformer import build
+from tests.pocket import POCKET, pocket_tokenizer
 
 
 def run(*arguments, stdin="", **environment):

@@ -4,8 +4,8 @@ import pytest
 
 from llama2.data.shards import ShardWriter, token_dtype, write_index
 from llama2.data.storyworld.stories import stories
-from tests.pocket import pocket_tokenizer
 from llama2.train.config import PretrainConfig
+from tests.pocket import pocket_tokenizer
 
 
 @pytest.fixture(scope="session")

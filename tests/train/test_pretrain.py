@@ -1,11 +1,11 @@
 """The real command: what it writes, what it refuses, and that killing it changes nothing."""
 
 import json
-import math
 import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,8 +91,9 @@ def test_a_run_leaves_a_model_a_log_and_a_report(settings):
     assert {"llama2", "torch", "python"} <= set(record["versions"]) and record["settings"]["seed"] == 0
 
 
-def test_the_evaluation_is_that_of_the_published_model(settings, shards):
-    outcome = pretrain(settings(eval_tokens=10**9))
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9}, {"early_stop": 1, "eval_every": 1, "learning_rate": 3.0}])
+def test_the_evaluation_is_that_of_the_published_model(settings, shards, changes):
+    outcome = pretrain(settings(eval_tokens=10**9, **changes))
     held_out = open_shards(shards / "heldout")
     llm, total, count = llama2.load(str(outcome.model)), 0.0, 0
     for i in range(len(held_out)):
@@ -179,6 +180,18 @@ def test_killed_twenty_times_and_resumed_equals_never_killed(settings):
     assert_same(whole.out, killed.out)
 
 
+def test_a_launcher_that_signals_twice_loses_nothing(settings):
+    config = settings(max_steps=100_000)
+    process = launch(config, n=2, start_new_session=True)
+    while len(read_log(config.out / "log.jsonl")) < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)  # torchrun gets it and passes it on to ranks that have it already
+    process.communicate(timeout=100)
+    last = [line["step"] for line in read_log(config.out / "log.jsonl") if line["kind"] == "step"][-1]
+    assert (config.out / "checkpoints" / f"step-{last:08}" / "run.json").is_file()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_leave(settings, number):
     config = settings(max_steps=100_000)
@@ -215,6 +228,20 @@ def test_two_ranks_equal_one_process_in_float32(settings):
     finish(launch(two, n=2))
     for a, b in zip(curve(one.out), curve(two.out), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"dtype": "bfloat16"}, {"ema_decay": 0.9, "eval_every": 3}])
+def test_two_ranks_resume_bit_for_bit(settings, changes):
+    whole, split = settings("whole", **changes), settings("split", save_every=6, keep_last=9, **changes)
+    for config in (whole, split):
+        finish(launch(config, n=2))
+    shutil.rmtree(split.out / "checkpoints" / "step-00000012")
+    finish(launch(split, "--resume", n=2))
+    ours, theirs = ([line for line in curve(out) if "learning_rate" in line] for out in (whole.out, split.out))
+    assert ours == theirs
+    first, second = state(whole.out), state(split.out)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.slow
@@ -402,6 +429,7 @@ def test_a_run_cannot_become_another_on_its_way(settings, change):
     name = next(iter(change))
     with pytest.raises(CheckpointError, match=f"was trained with {name}="):
         pretrain(config.model_copy(update={"resume": True, "max_steps": 20, **change}))
+    assert "max_steps = 12" in (config.out / "run.toml").read_text()  # nothing was changed
 
 
 def test_a_broken_checkpoint_is_named(settings):
