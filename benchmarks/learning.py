@@ -20,7 +20,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from benchmarks.measure import report
-from llama2.data.prepare import PrepareConfig, prepare
+from llama2.data.corpus.prepare import PrepareConfig, prepare
 from llama2.data.shards import Shards, open_shards
 from llama2.data.storyworld.words import LANGUAGES
 from llama2.demo import FULL, demo, tell

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 
-from llama2.data.pool import run_tasks
-from llama2.data.prepare import PrepareConfig, prepare
+from llama2.data.corpus.pool import run_tasks
+from llama2.data.corpus.prepare import PrepareConfig, prepare
 from llama2.data.storyworld.stories import stories
 from llama2.tokenizer.formats import load_tokenizer, save_tokenizer
 from llama2.tokenizer.train import train_tokenizer

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from llama2.checkpoint import store
-from llama2.data.prepare import PrepareConfig, prepare
-from llama2.data.report import print_report
+from llama2.data.corpus.prepare import PrepareConfig, prepare
+from llama2.data.corpus.report import print_report
 from llama2.data.shards import INDEX
 from llama2.data.storyworld.files import write_world
 from llama2.data.storyworld.grade import Grade, grade

@@ -7,8 +7,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from llama2.cli.config import settle
-from llama2.data.prepare import PrepareConfig, prepare as prepare_shards
-from llama2.data.report import print_report
+from llama2.data.corpus.prepare import PrepareConfig, prepare as prepare_shards
+from llama2.data.corpus.report import print_report
 
 
 def prepare(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from llama2.data.containers import open_stream
+from llama2.data.corpus.containers import open_stream
 
 MAX_CHARS = 1 << 21
 """A longer document is cut at a line's end: tokenising one takes about 60 bytes of memory per character."""

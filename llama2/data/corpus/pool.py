@@ -14,7 +14,14 @@ from multiprocessing.process import BaseProcess
 
 from llama2.errors import DataError, Llama2Error
 
-_PRELOAD = ["llama2.data.extract", "llama2.data.tokenise", "sentencepiece", "rensa", "zstandard", "pydantic"]
+_PRELOAD = [
+    "llama2.data.corpus.extract",
+    "llama2.data.corpus.tokenise",
+    "sentencepiece",
+    "rensa",
+    "zstandard",
+    "pydantic",
+]
 
 
 def run_tasks(

@@ -18,9 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from llama2.data.containers import TooDamaged, open_stream, parquet_columns, parquet_groups, read_parquet, require
-from llama2.data.markup import read_html, read_warc
-from llama2.data.plain import MAX_CHARS, MAX_LINE_BYTES, Problems, read_lines, read_text, separator_pattern
+from llama2.data.corpus.containers import (
+    TooDamaged,
+    open_stream,
+    parquet_columns,
+    parquet_groups,
+    read_parquet,
+    require,
+)
+from llama2.data.corpus.markup import read_html, read_warc
+from llama2.data.corpus.plain import MAX_CHARS, MAX_LINE_BYTES, Problems, read_lines, read_text, separator_pattern
 from llama2.errors import DataError, did_you_mean
 
 KINDS = {

@@ -12,17 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llama2.data.decontaminate import contamination_of
-from llama2.data.extract import Options, extract
-from llama2.data.fates import HELDOUT, TRAIN, decide, edge_tasks, write_edges
-from llama2.data.plan import Plan, abandon, make_plan, shard_bytes
-from llama2.data.pool import run_tasks
-from llama2.data.quality import Limits
-from llama2.data.report import extract_report, nothing_left
-from llama2.data.settings import RUNTIME, PrepareConfig, check_names, rules_left_out, threshold_of
+from llama2.data.corpus.decontaminate import contamination_of
+from llama2.data.corpus.extract import Options, extract
+from llama2.data.corpus.fates import HELDOUT, TRAIN, decide, edge_tasks, write_edges
+from llama2.data.corpus.plan import Plan, abandon, make_plan, shard_bytes
+from llama2.data.corpus.pool import run_tasks
+from llama2.data.corpus.quality import Limits
+from llama2.data.corpus.report import extract_report, nothing_left
+from llama2.data.corpus.settings import RUNTIME, PrepareConfig, check_names, rules_left_out, threshold_of
+from llama2.data.corpus.sources import find_files
+from llama2.data.corpus.tokenise import tokenise
 from llama2.data.shards import tokenizer_digest, write_index
-from llama2.data.sources import find_files
-from llama2.data.tokenise import tokenise
 from llama2.errors import DataError
 from llama2.files.staging import staged_file
 from llama2.tokenizer.formats import load_tokenizer

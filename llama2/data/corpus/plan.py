@@ -12,7 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from llama2.data.sources import Piece, check_field, cut, find_files, kind_of
+from llama2.data.corpus.sources import Piece, check_field, cut, find_files, kind_of
 from llama2.errors import DataError
 from llama2.files.staging import make_parent, staged_file
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llama2.data.dedup import Clusters, Corpus, band_edges, bands_for, exact_edges
-from llama2.data.extract import RECORD
-from llama2.data.tally import MAX_EXAMPLES, Tally, excerpt
-from llama2.data.tokenise import part_ids, part_texts
+from llama2.data.corpus.dedup import Clusters, Corpus, band_edges, bands_for, exact_edges
+from llama2.data.corpus.extract import RECORD
+from llama2.data.corpus.tally import MAX_EXAMPLES, Tally, excerpt
+from llama2.data.corpus.tokenise import part_ids, part_texts
 from llama2.files.staging import staged_file
 
 TRAIN, HELDOUT, EXACT_COPY, NEAR_COPY = range(4)

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from llama2.data.clean import CHANGES, clean
-from llama2.data.decontaminate import Contamination
-from llama2.data.dedup import Signatures, signatures
-from llama2.data.quality import DROPS, Block, Limits, judge
-from llama2.data.sources import Document, Piece, read
-from llama2.data.tally import Tally, excerpt
+from llama2.data.corpus.clean import CHANGES, clean
+from llama2.data.corpus.decontaminate import Contamination
+from llama2.data.corpus.dedup import Signatures, signatures
+from llama2.data.corpus.quality import DROPS, Block, Limits, judge
+from llama2.data.corpus.sources import Document, Piece, read
+from llama2.data.corpus.tally import Tally, excerpt
 from llama2.files.staging import staged_folder
 
 BLOCK_CHARS, BLOCK_DOCUMENTS = 1 << 20, 1024

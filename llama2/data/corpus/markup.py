@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from llama2.data.clean import mojibake
-from llama2.data.containers import open_stream
-from llama2.data.tally import difference, excerpt
+from llama2.data.corpus.clean import mojibake
+from llama2.data.corpus.containers import open_stream
+from llama2.data.corpus.tally import difference, excerpt
 
 MAX_PAGE_BYTES = 1 << 24
 _META = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w:.-]+)", re.IGNORECASE)

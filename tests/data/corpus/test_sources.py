@@ -9,9 +9,9 @@ import pytest
 import zstandard
 
 from llama2.data import plain, sources
-from llama2.data.containers import require
-from llama2.data.markup import decode_page
-from llama2.data.sources import cut, find_files, read
+from llama2.data.corpus.containers import require
+from llama2.data.corpus.markup import decode_page
+from llama2.data.corpus.sources import cut, find_files, read
 from llama2.errors import DataError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llama2.data.extract import RECORD
+from llama2.data.corpus.extract import RECORD
 from llama2.data.shards import ShardWriter, token_dtype
 from llama2.files.staging import staged_file
 from llama2.tokenizer.formats import load_tokenizer

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from llama2.data import quality
-from llama2.data.clean import CHANGES, PII, clean
-from llama2.data.pii import is_card, is_iban, scrub
-from llama2.data.quality import DROPS, Block, Limits, judge, language
-from llama2.data.tally import Tally, difference
+from llama2.data.corpus.clean import CHANGES, PII, clean
+from llama2.data.corpus.pii import is_card, is_iban, scrub
+from llama2.data.corpus.quality import DROPS, Block, Limits, judge, language
+from llama2.data.corpus.tally import Tally, difference
 
 STORY = (
     "Once upon a time a small fox lived near the river with her mother. One day she found a red kite in the grass. "

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from llama2.data.clean import CHANGES, PII
-from llama2.data.quality import DROPS, known_languages
+from llama2.data.corpus.clean import CHANGES, PII
+from llama2.data.corpus.quality import DROPS, known_languages
 from llama2.errors import DataError, did_you_mean
 
 RUNTIME = ("raw", "out", "tokenizer", "decontaminate", "workers", "rank", "world_size", "keep_work")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from llama2.data import plan
-from llama2.data.prepare import PrepareConfig, prepare
+from llama2.data.corpus.prepare import PrepareConfig, prepare
 from llama2.data.shards import open_shards
 from llama2.data.storyworld.raw import write_raw
 from llama2.data.storyworld.stories import stories, story

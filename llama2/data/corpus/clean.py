@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection
 from functools import cache
 from importlib import resources
 
-from llama2.data.pii import scrub
-from llama2.data.tally import Tally, difference, excerpt
+from llama2.data.corpus.pii import scrub
+from llama2.data.corpus.tally import Tally, difference, excerpt
 
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u2060\ufeff\ufff9-\ufffb]")
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
@@ -129,4 +129,4 @@ def clean(text: str, tally: Tally, *, skip: Collection[str] = ()) -> str:
 
 @cache
 def phrases() -> dict:
-    return tomllib.loads(resources.files("llama2.data").joinpath("phrases.toml").read_text(encoding="utf-8"))
+    return tomllib.loads(resources.files("llama2.data.corpus").joinpath("phrases.toml").read_text(encoding="utf-8"))

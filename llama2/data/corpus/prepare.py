@@ -13,9 +13,9 @@ import json
 import shutil
 from typing import Any
 
-from llama2.data.job import Job, Watch
-from llama2.data.plan import claim, locked
-from llama2.data.settings import PrepareConfig as PrepareConfig
+from llama2.data.corpus.job import Job, Watch
+from llama2.data.corpus.plan import claim, locked
+from llama2.data.corpus.settings import PrepareConfig as PrepareConfig
 from llama2.data.shards import INDEX
 
 

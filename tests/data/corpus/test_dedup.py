@@ -6,14 +6,14 @@ import random
 import numpy as np
 import pytest
 
-from llama2.data.clean import CHANGES, PII
-from llama2.data.decontaminate import contamination_of
-from llama2.data.dedup import SKETCH_SIZE, Clusters, Corpus, band_edges, bands_for, exact_edges, similarity
-from llama2.data.extract import Options, extract
-from llama2.data.fates import EXACT_COPY, HELDOUT, NEAR_COPY, TRAIN, decide, edge_tasks, write_edges
-from llama2.data.quality import DROPS, Limits
-from llama2.data.sources import cut
-from llama2.data.words import Words
+from llama2.data.corpus.clean import CHANGES, PII
+from llama2.data.corpus.decontaminate import contamination_of
+from llama2.data.corpus.dedup import SKETCH_SIZE, Clusters, Corpus, band_edges, bands_for, exact_edges, similarity
+from llama2.data.corpus.extract import Options, extract
+from llama2.data.corpus.fates import EXACT_COPY, HELDOUT, NEAR_COPY, TRAIN, decide, edge_tasks, write_edges
+from llama2.data.corpus.quality import DROPS, Limits
+from llama2.data.corpus.sources import cut
+from llama2.data.corpus.words import Words
 from llama2.errors import DataError
 
 ALL_RULES = frozenset([*CHANGES, PII, *DROPS])

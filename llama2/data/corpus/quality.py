@@ -12,8 +12,8 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from llama2.data.clean import phrases
-from llama2.data.words import LETTER, SPACE, Words, run_hashes
+from llama2.data.corpus.clean import phrases
+from llama2.data.corpus.words import LETTER, SPACE, Words, run_hashes
 
 TOP_RUNS = {2: 0.20, 3: 0.18, 4: 0.16}
 """n -> largest share of a text's characters that its commonest run of n words may take (table A1)."""

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llama2.data.clean import CHANGES
-from llama2.data.extract import CONTAMINATED, EMPTY
-from llama2.data.quality import DROPS
-from llama2.data.tally import Tally
+from llama2.data.corpus.clean import CHANGES
+from llama2.data.corpus.extract import CONTAMINATED, EMPTY
+from llama2.data.corpus.quality import DROPS
+from llama2.data.corpus.tally import Tally
 
 
 def extract_report(parts: list[Path]) -> dict[str, Any]:

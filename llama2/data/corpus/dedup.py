@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llama2.data.words import Words
+from llama2.data.corpus.words import Words
 
 RUN_WORDS = 5
 SKETCH_SIZE = 2048

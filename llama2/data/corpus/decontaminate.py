@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llama2.data.clean import clean
-from llama2.data.containers import open_stream, parquet_columns
-from llama2.data.plain import MAX_LINE_BYTES
-from llama2.data.sources import cut, kind_of, read
-from llama2.data.tally import Tally
-from llama2.data.words import Words, run_hashes
+from llama2.data.corpus.clean import clean
+from llama2.data.corpus.containers import open_stream, parquet_columns
+from llama2.data.corpus.plain import MAX_LINE_BYTES
+from llama2.data.corpus.sources import cut, kind_of, read
+from llama2.data.corpus.tally import Tally
+from llama2.data.corpus.words import Words, run_hashes
 from llama2.errors import DataError
 
 MIN_WORDS = 5
