@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from llama2.data import quality
+from llama2.data.corpus import quality
 from llama2.data.corpus.clean import CHANGES, PII, clean
 from llama2.data.corpus.pii import is_card, is_iban, scrub
 from llama2.data.corpus.quality import DROPS, Block, Limits, judge, language

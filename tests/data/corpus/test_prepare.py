@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llama2.data import plan
+from llama2.data.corpus import plan
 from llama2.data.corpus.prepare import PrepareConfig, prepare
 from llama2.data.shards import open_shards
 from llama2.data.storyworld.raw import write_raw
@@ -26,7 +26,7 @@ from llama2.tokenizer.train import train_tokenizer
 UNIT_BYTES = 40_000
 RUN = f"""
 import sys
-from llama2.data import plan
+from llama2.data.corpus import plan
 plan.MIN_UNIT_BYTES = {UNIT_BYTES}
 plan.MIN_SHARD_BYTES = {2 * UNIT_BYTES}
 from llama2.__main__ import main
@@ -366,7 +366,7 @@ def mistakes(tmp_path, raw, tokenizer):
             [raw, *out, *good, "--decontaminate", tmp_path / "blank.jsonl"],
             "blank.jsonl holds no text",
         ),
-        "a share of more than all": ([raw, *out, *good, "--heldout-share", "2"], "heldout_share"),
+        "a share of more than all": ([raw, *out, *good, "--heldout-share", "2"], "heldout-share"),
         "an unknown flag": ([raw, *out, *good, "--min-wrods", "3"], "--min-words"),
         "an unknown key": ([raw, *out, *good, "--config", tmp_path / "key.toml"], "did you mean 'min_words'"),
         "a wrong value": ([raw, *out, *good, "--config", tmp_path / "value.toml"], "min_words='many'"),

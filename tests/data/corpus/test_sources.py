@@ -8,7 +8,7 @@ import shutil
 import pytest
 import zstandard
 
-from llama2.data import plain, sources
+from llama2.data.corpus import plain, sources
 from llama2.data.corpus.containers import require
 from llama2.data.corpus.markup import decode_page
 from llama2.data.corpus.sources import cut, find_files, read
