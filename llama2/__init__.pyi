@@ -3,6 +3,7 @@
 from llama2.chat import Message as Message, render as render
 from llama2.checkpoint.hub import pull as pull
 from llama2.checkpoint.store import convert as convert, save as save
+from llama2.data.corpus.prepare import PrepareConfig as PrepareConfig, prepare as prepare
 from llama2.errors import (
     ChatError as ChatError,
     CheckpointError as CheckpointError,
@@ -23,6 +24,8 @@ from llama2.model.transformer import Transformer as Transformer, build as build
 from llama2.tokenizer.formats import load_tokenizer as load_tokenizer
 from llama2.tokenizer.tokenizer import StreamDecoder as StreamDecoder, Tokenizer as Tokenizer
 from llama2.tokenizer.train import train_tokenizer as train_tokenizer
+from llama2.train.config import PretrainConfig as PretrainConfig
+from llama2.train.pretrain import pretrain as pretrain
 from llama2.tutorial import (
     LLama2Model as LLama2Model,
     LLama2Tokenizer as LLama2Tokenizer,

@@ -95,7 +95,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 def make_app() -> App:
     app = App(
         name="llama2",
-        help="Run any Llama: continue texts, chat, convert between formats.",
+        help="Run any Llama, and train your own: continue texts, chat, convert, prepare data, pretrain.",
         help_epilogue="Put --debug at the end of a command for the full traceback of an error.",
         help_format="plaintext",  # Markdown would double the time that --help takes
         version=__version__,
