@@ -51,9 +51,9 @@ FULL = Size(
     n_stories=12_000,
     vocab_size=2048,
     training=dict(
-        dim=128, n_layers=4, n_heads=4, ffn_dim=352, tied_embeddings=True, sequence_length=256, batch_size=16,
-        max_steps=1200, optimizer="muon", learning_rate=5e-3, lr_scheduler="wsd", decay_share=0.4, min_lr_share=0.02,
-        warmup_steps=20, dtype="bfloat16", eval_every=300, save_every=300, eval_tokens=30_000,
+        dim=160, n_layers=3, n_heads=4, ffn_dim=448, tied_embeddings=True, rope_theta=1000.0, sequence_length=256,
+        batch_size=16, max_steps=1400, optimizer="muon", learning_rate=1.5e-2, lr_scheduler="wsd", decay_share=0.6,
+        min_lr_share=0.02, warmup_steps=20, dtype="bfloat16", eval_every=350, save_every=350, eval_tokens=30_000,
     ),
     n_graded=100,
 )  # fmt: skip

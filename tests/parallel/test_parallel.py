@@ -1,7 +1,5 @@
 """What can be said of one process; several are tested through the real command in tests/train."""
 
-import shutil
-
 import pytest
 import torch
 
@@ -66,20 +64,3 @@ def test_a_plain_tensor_is_all_of_itself():
     fill(tensor, torch.ones(3, 4))
     assert region_of(tensor).slices == (slice(0, 3), slice(0, 4)) and tensor.min() == 1
     assert held(tensor, tensor, World()).is_owner and not held(tensor, tensor, World(rank=1, size=2)).is_owner
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, when it loads its compiler
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_blocks_learn_the_same():
-    config = ModelConfig(16, 2, 4, 40, 24, n_kv_heads=2)
-    batch = collate([[torch.arange(9).numpy(), torch.arange(5, 15).numpy()]], 20)
-    plain, compiled = build(config), parallelize(build(config), World(), compile=True)
-    losses = [next_token_loss(model, batch)[0] for model in (plain, compiled)]
-    torch.testing.assert_close(*losses)
-    for loss in losses:
-        loss.backward()
-    ours = dict(compiled.named_parameters())
-    assert list(ours) == [name for name, _ in plain.named_parameters()]
-    for name, weight in plain.named_parameters():
-        torch.testing.assert_close(ours[name].grad, weight.grad, rtol=1e-4, atol=1e-5)

@@ -222,6 +222,17 @@ def test_two_ranks_equal_one_process(settings, n, changes):
         torch.testing.assert_close(first[name], second[name], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_learn_the_same(settings):
+    """By the real command: the shape checks of these tests would be compiled too."""
+    plain, compiled = settings("plain"), settings("compiled", compile=True)
+    pretrain(plain)
+    finish(launch(compiled))
+    for a, b in zip(curve(plain.out), curve(compiled.out), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
 def test_two_ranks_equal_one_process_in_float32(settings):
     one, two = settings("one", max_steps=20), settings("two", max_steps=20)
     pretrain(one)
