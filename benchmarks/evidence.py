@@ -4,6 +4,7 @@ The measured numbers alone decide whether an aim is reached. What was tried for 
 aim, and printed for as long as the aim is missed.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -152,25 +153,49 @@ def belongs(line: dict, aim: Aim) -> bool:
     return line["claim"] == aim.claim and all(same)
 
 
+HIDDEN = ("claim", "machine", "commit", "curve", "transformers")
+
+
 def table(lines: list[dict]) -> str:
-    """Return Markdown: one row per line; numbers of a side that are objects get a row each."""
+    """Return Markdown: one row per line; numbers of a side that are objects get a row each, as do those of one line."""
+    keys = [key for key in dict.fromkeys(key for line in lines for key in line) if key not in HIDDEN]
     if any(isinstance(line.get("ours"), dict) for line in lines):
         rows = [("model", "", "ours", "theirs")]
         for line in lines:
             rows += [(line["model"], key, line["ours"][key], line["theirs"][key]) for key in line["ours"]]
+    elif len(lines) == 1 and len(keys) > 12:
+        rows = [("", "value"), *((key, lines[0][key]) for key in keys)]
     else:
-        keys = [key for key in dict.fromkeys(key for line in lines for key in line) if key not in ("claim", "machine")]
-        keys.remove("transformers") if "transformers" in keys else None
         rows = [tuple(keys), *(tuple(line.get(key, "") for key in keys) for line in lines)]
     text = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     return "\n".join([text[0], "|" + " --- |" * len(rows[0]), *text[1:]])
 
 
-def main() -> None:
-    lines = [line for command in COMMANDS for line in measured(command)]
-    RESULTS.write_text(page(lines, date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), version=commit()))
+def kept(again: list[dict]) -> list[dict]:
+    """Return the lines of the present RESULTS.md that are not measured again."""
+    text = RESULTS.read_text() if RESULTS.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith('{"claim"')]
+    measured_now = {key(line) for line in again}
+    return [line for line in lines if key(line) not in measured_now]
+
+
+def key(line: dict) -> tuple:
+    """What tells lines apart: all that was decided before measuring."""
+    return tuple(line.get(name, "") for name in ("claim", "model", "dtype", "batch", "prompt_tokens"))
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=[], help="run commands with these words alone; keep other lines")
+    options = parser.parse_args(arguments)
+    chosen = [each for each in COMMANDS if not options.only or any(word in each for word in options.only)]
+    version = commit()
+    lines = [{**line, "commit": version[:12]} for command in chosen for line in measured(command)]
+    if options.only:
+        lines = kept(lines) + lines
+    RESULTS.write_text(page(lines, date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), version=version))
     print(f"wrote {RESULTS}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
