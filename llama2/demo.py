@@ -6,10 +6,11 @@ Each stage calls what the command of its name calls, and leaves its result in th
 is there is not done again, so a demo that was stopped goes on.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from llama2.data.storyworld.stories import Story, stories
 from llama2.data.storyworld.words import LANGUAGES, Language
 from llama2.errors import Llama2Error
 from llama2.evaluate.interval import wilson
+from llama2.files.staging import make_parent
 from llama2.llm import LLM, load
 from llama2.tokenizer.formats import save_tokenizer
 from llama2.tokenizer.train import train_tokenizer
@@ -41,7 +43,7 @@ DIRT = Dirt(
     near_duplicates=0.01, exact_duplicates=0.02, foreign=0.02, boilerplate=0.1, personal=0.004, mojibake=0.01,
     contamination=0.005,
 )  # fmt: skip
-"""Enough to see every rule at work; what no rule takes away, edited words and authors' lines, is learnt like the rest."""
+"""Enough to see every rule at work; what no rule takes away, as edited words, is learnt like the rest."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,16 @@ def demo(out: Path = Path("llama2-demo"), *, size: Size = FULL) -> Path:
         console.print(f"[bold][{time.monotonic() - began:4.0f} s] {text}[/bold]")
 
     world, tokenizer, run = out / "world", out / "tokenizer", out / "run"
+    claim(out, size)
     if not world.exists():
         say(f"1. A world of {size.n_stories:,} little stories in three languages, and a dirty raw corpus: {world}")
         write_world(world, n_stories=size.n_stories, n_heldout=max(500, size.n_graded), dirt=DIRT)
-    if not tokenizer.exists():
+    if not (tokenizer / "tokenizer.json").exists():
         say(f"2. A vocabulary of {size.vocab_size:,} pieces: {tokenizer}")
         vocabulary = train_tokenizer(some_text(world), vocab_size=size.vocab_size)
         for format in ("model", "json"):
             save_tokenizer(vocabulary, tokenizer, format=format)
-    if not (out / "heldout" / INDEX).exists():
+    if not (out / "shards" / INDEX).exists():
         say(f"3. The raw corpus, cleaned, deduplicated and tokenised: {out / 'shards'}")
         prepare_data(world, tokenizer, out)
     if not (run / "model").exists():
@@ -113,6 +116,16 @@ def demo(out: Path = Path("llama2-demo"), *, size: Size = FULL) -> Path:
     console.print(f'  llama2 generate {run / "model"} --prompt "One morning, Mia the rabbit"')
     console.print(f"  llama2 chat {out / 'story.gguf'}       it only tells stories so far")
     return run / "model"
+
+
+def claim(out: Path, size: Size) -> None:
+    """Write down which demo this folder is of. Raises Llama2Error if it is another's."""
+    make_parent(out / "size.json")
+    path, said = out / "size.json", json.dumps(asdict(size), indent=1)
+    if not path.exists():
+        path.write_text(said)
+    elif path.read_text() != said:
+        raise Llama2Error(f"{out} holds a demo of another size; name another folder by --out, or remove it")
 
 
 def some_text(world: Path) -> Iterator[str]:

@@ -130,6 +130,7 @@ def main() -> None:
             raise
         fail(explain(error))
     except KeyboardInterrupt:
+        print("llama2: stopped", file=sys.stderr)
         sys.exit(130)
 
 

@@ -26,8 +26,12 @@ def prepare(
         A TOML file with any of the settings below, in snake_case; flags win over it.
     """
     resolved = settle(settings, config, **({"raw": raw} if raw else {}))
-    with Watch() as watch:
-        report = prepare_shards(resolved, watch=watch)
+    try:
+        with Watch() as watch:
+            report = prepare_shards(resolved, watch=watch)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        raise
     if report:
         print_report(report)
     else:

@@ -94,6 +94,8 @@ def start(*, device: str = "auto", tensor_parallel: int = 1, timeout_s: float = 
         int(os.environ.get(name, n)) for name, n in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
     )
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if kind not in ("cpu", "cuda") and (size > 1 or not kind.startswith("cuda:")):
+        raise TrainingError(f"device={device!r} is none to train on; wanted auto, cpu, cuda, or cuda:N for one process")
     if kind.startswith("cuda") and not torch.cuda.is_available():
         raise TrainingError(f"device={device!r}, but PyTorch sees no GPU; use --device cpu or auto")
     if size % tensor_parallel:

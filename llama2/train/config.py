@@ -8,7 +8,7 @@ Nothing here imports PyTorch, so that a wrong setting is refused at once.
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from llama2.errors import ConfigError, did_you_mean
 from llama2.model.config import ModelConfig, RopeScaling, ffn_width
@@ -112,6 +112,8 @@ class TrainConfig(BaseModel):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "wanted from 0 to less than 1")
         for name in ("min_lr_share", "decay_share"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "wanted a share, from 0 to 1")
+        if self.max_steps is not None and self.n_epochs != 1.0:
+            raise ConfigError(f"max_steps={self.max_steps} and n_epochs={self.n_epochs} say different things; give one")
         for name in ("n_epochs", "timeout_s"):
             require(getattr(self, name) > 0, name, getattr(self, name), "wanted more than 0")
 
@@ -136,7 +138,7 @@ class PretrainConfig(TrainConfig):
     """What `llama2 pretrain` can be told."""
 
     data: tuple[Path, ...] = ()
-    """Token shards to train on, as llama2 prepare makes them."""
+    """Token shards to train on, as llama2 prepare makes them; on the command line --data for each."""
     weights: tuple[float, ...] = ()
     """Share of tokens from each of `data`; by default in proportion to their size."""
     eval_data: Path | None = None
@@ -178,6 +180,11 @@ class PretrainConfig(TrainConfig):
     sample_tokens: int = 120
     """Length of a sample."""
 
+    @field_validator("data", "sample_prompts", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str | Path) else value
+
     def check(self) -> None:
         super().check()
         numbers = ("dim", "n_layers", "n_heads")
@@ -188,6 +195,14 @@ class PretrainConfig(TrainConfig):
         if given and len(given) < 3:
             missing = ", ".join(name for name in numbers if name not in given)
             raise ConfigError(f"{missing} missing: a model by its numbers needs dim, n_layers and n_heads")
+        for name in ("n_kv_heads", "ffn_dim", "context_length", "rope_theta", "tied_embeddings", "init_std"):
+            fixed = "init_from" if self.init_from else "model" if self.model and name != "init_std" else ""
+            is_given = getattr(self, name) != type(self).model_fields[name].default
+            require(not (fixed and is_given), name, getattr(self, name), f"{fixed} decides that; leave it out")
+        for name in ("sample_tokens", "eval_tokens"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "wanted at least 1")
+        if self.rope_factor is not None and self.rope_scaling is None:
+            raise ConfigError(f"rope_factor={self.rope_factor} needs rope_scaling, e.g. yarn")
         if self.rope_scaling and self.init_from is None:
             raise ConfigError(f"rope_scaling={self.rope_scaling!r} stretches a trained context; it needs init_from")
         if self.weights and len(self.weights) != len(self.data):
@@ -222,8 +237,16 @@ class PretrainConfig(TrainConfig):
                     f"{old.context_length}; give rope_scaling (e.g. yarn), or a shorter sequence_length"
                 )
             return {}
-        factor = self.rope_factor or self.sequence_length / old.context_length
-        scaling = RopeScaling(self.rope_scaling, factor, original_context=old.context_length)
+        before = old.rope_scaling
+        if before is not None and (before.kind != self.rope_scaling or before.original_context is None):
+            raise ConfigError(
+                f"{self.init_from} is stretched by rope_scaling={before.kind} already; "
+                f"{self.rope_scaling!r} cannot be put on top: stretch it further by the same"
+            )
+        original = old.context_length if before is None else before.original_context
+        assert original is not None
+        factor = self.rope_factor or self.sequence_length / original
+        scaling = RopeScaling(self.rope_scaling, factor, original_context=original)
         return {"rope_scaling": scaling, "context_length": max(self.sequence_length, old.context_length)}
 
 
@@ -239,9 +262,9 @@ def resolve(kind: type[Config], settings: dict[str, Any], *, source: str) -> Con
     """Return a config of these settings. Raises ConfigError, with the nearest name for an unknown one."""
     for name in settings:
         if name not in kind.model_fields:
+            near = did_you_mean(name, kind.model_fields)
             raise ConfigError(
-                f"{source}: {name!r} is not a setting{did_you_mean(name, kind.model_fields)}; "
-                f"settings are {', '.join(kind.model_fields)}"
+                f"{source}: {name!r} is not a setting" + (near or f"; settings are {', '.join(kind.model_fields)}")
             )
     try:
         return kind(**settings)

@@ -73,7 +73,7 @@ class Trainer:
             loss.backward()
             self.masters.gather_gradients()
             loss_sum, count = loss_sum + float(loss.detach()), count + n
-        loss_sum, total, n_stops = self.world.sum([loss_sum, count, stop])
+        loss_sum, total = self.world.sum([loss_sum, count])
         count = round(total)
         lr = learning_rate(self.n_done, self.n_steps, self.config)
         mean, norm, skipped = 0.0, 0.0, "nothing in it is trained"
@@ -86,7 +86,7 @@ class Trainer:
         self.masters.clear_gradients()
         self.n_done += 1
         self.n_tokens += count
-        return Step(self.n_done, mean, count, norm, lr, skipped, bool(n_stops))
+        return Step(self.n_done, mean, count, norm, lr, skipped, self.world.any(stop))
 
     def _update(self, count: int, norm: float, lr: float) -> None:
         limit = self.config.max_grad_norm

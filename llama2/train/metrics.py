@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llama2.errors import TrainingError
+from llama2.files.staging import staged_file
 from llama2.parallel.mesh import World
 
 PEAK_TFLOPS = {
@@ -42,7 +43,7 @@ def peak_flops(world: World, dtype: torch.dtype) -> float | None:
 
 
 def _measured_peak(dtype: torch.dtype, n: int = 1024, repeats: int = 5) -> float:
-    a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
+    a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)  # nothing random: a run's state is not touched
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
@@ -72,11 +73,11 @@ class Log:
         path = out / "log.jsonl"
         kept = [line for line in read_log(path) if line["step"] <= n_done] if n_done else []
         try:
-            self._file = path.open("w", encoding="utf-8", buffering=1)
+            with staged_file(path) as temporary:  # the lines there are until the shorter log is whole
+                temporary.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in kept), "utf-8")
+            self._file = path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
             raise TrainingError(f"{path} cannot be written: {error.strerror}") from error
-        for line in kept:
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(24), TextColumn("{task.description}"))
         self._bar = Progress(

@@ -3,6 +3,7 @@
 Llama 2, arXiv:2307.09288 sec. 2: next-token prediction, AdamW, cosine schedule, clipping.
 """
 
+import json
 import math
 import os
 import signal
@@ -22,14 +23,15 @@ from llama2.checkpoint import hub, store
 from llama2.data.batch import IGNORE, Batch
 from llama2.data.loader import Loader, in_order
 from llama2.data.shards import INDEX, Shards, open_shards
-from llama2.errors import CheckpointError, ConfigError, DataError, TrainingError
+from llama2.errors import CheckpointError, ConfigError, DataError, TokenizerError, TrainingError
 from llama2.llm import LLM
-from llama2.model.config import ModelConfig
+from llama2.model.config import ModelConfig, config_fields
 from llama2.model.losses import next_token_loss
 from llama2.model.transformer import Transformer, fresh_weights
 from llama2.parallel.mesh import World, start
 from llama2.parallel.region import fill
 from llama2.parallel.shard import parallelize
+from llama2.tokenizer.formats import load_tokenizer
 from llama2.train.config import PretrainConfig
 from llama2.train.loop import Step, Trainer
 from llama2.train.metrics import Log, memory_bytes, peak_flops
@@ -81,6 +83,8 @@ def pretrain(config: PretrainConfig) -> Outcome:
     shape = model_shape(config, sets[0])
     micro_batch = config.micro_batch(world.dp)
     n_steps = config.max_steps or steps_of(config, sets)
+    if config.warmup_steps >= n_steps:
+        raise ConfigError(f"warmup_steps={config.warmup_steps} leaves nothing of the {n_steps} steps; choose fewer")
     folder = RunFolder(out_of(config), config, world, shape, sets[0].tokenizer())
     folder.open()
     model = place_model(config, shape, world)
@@ -145,7 +149,9 @@ def open_data(config: PretrainConfig) -> tuple[list[Shards], Shards | None]:
 def model_shape(config: PretrainConfig, data: Shards) -> ModelConfig:
     """Return the shape to train, which must fit the data."""
     if config.init_from is not None:
-        old = store.read_config(hub.resolve(config.init_from))
+        place = hub.resolve(config.init_from)
+        check_same_tokenizer(place, data)
+        old = store.read_config(place)
         shape = replace(old, **config.stretched(old))
     else:
         shape = config.fresh_model(data.n_vocab)
@@ -159,6 +165,21 @@ def model_shape(config: PretrainConfig, data: Shards) -> ModelConfig:
             f"sequence_length={config.sequence_length} is beyond the model's context_length={shape.context_length}"
         )
     return shape
+
+
+def check_same_tokenizer(checkpoint: str | Path, data: Shards) -> None:
+    """Raise DataError if the checkpoint has a tokenizer beside it that gives ids another meaning than the data's."""
+    try:
+        theirs = load_tokenizer(checkpoint).vocabulary.pieces
+    except TokenizerError:
+        return
+    ours = data.tokenizer().vocabulary.pieces
+    for number, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if one != other:
+            raise DataError(
+                f"{data.folder} was made with another tokenizer than {checkpoint} has: id {number} is {one!r} in the "
+                f"data and {other!r} in the model; prepare the data with the model's own"
+            )
 
 
 def place_model(config: PretrainConfig, shape: ModelConfig, world: World) -> Transformer:
@@ -248,6 +269,7 @@ class Run:
         self.trainer.state = record["trainer"]
         self.best, self.n_worse = record["best"] and Evaluation(**record["best"]), record["n_worse"]
         if with_data:
+            self.evaluation = record["evaluation"] and Evaluation(**record["evaluation"])
             self.loader.state = record["loader"]
             self.n_rewinds = record["n_rewinds"]
             set_random_states(record["random"])
@@ -260,6 +282,12 @@ class Run:
                 raise CheckpointError(
                     f"{checkpoint} was trained with {name}={before}, not {now[name]}; set it back, or begin a new run"
                 )
+        for name, value in json.loads(json.dumps(config_fields(self.shape))).items():
+            if record["model"].get(name) != value:
+                raise CheckpointError(
+                    f"{checkpoint} is a model with {name}={record['model'].get(name)}, not {value}; set it back, or "
+                    "begin a new run"
+                )
         if record["data"] != self._data():
             raise CheckpointError(f"{checkpoint} was trained on other data; name the same shards, or begin a new run")
 
@@ -268,6 +296,10 @@ class Run:
 
     def to_the_end(self) -> Outcome:
         """Train, and write what there is to show. Checkpoints and signals are seen to between steps."""
+        if self.trainer.n_done >= self.trainer.n_steps and (self.folder.out / "model").exists():
+            self.log.say(f"nothing to do: {self.folder.out} is at step {self.trainer.n_done} of {self.trainer.n_steps}")
+            self.log.close()
+            return Outcome(self.folder.out / "model", self.trainer.n_done, self.evaluation, 0)
         peak = peak_flops(self.world, getattr(torch, self.config.dtype)) if self.world.is_first else None
         try:
             with self._catching_signals(), self.world.together():
@@ -369,7 +401,9 @@ class Run:
             "n_rewinds": self.n_rewinds,
             "trainer": self.trainer.state,
             "loader": self.loader.state,
+            "evaluation": self.evaluation and asdict(self.evaluation),
             "data": self._data(),
+            "model": config_fields(self.shape),
         }
         self.folder.save(self.trainer.n_done, self.trainer.tensors(), record)
 
@@ -423,7 +457,7 @@ class Run:
             n = min(self.config.sample_tokens, room - len(llm.prompt_ids(prompt)))
             text = llm.generate(prompt, max_new_tokens=max(1, n), temperature=0.8, top_p=1.0, seed=self.config.seed)
             self.log.write("sample", self.trainer.n_done, prompt=prompt, text=text)
-            self.log.say(f"sample: {prompt}{text}")
+            self.log.say("sample: " + "".join(c if c.isprintable() else " " for c in prompt + text))
 
     @contextmanager
     def _catching_signals(self) -> Iterator[None]:

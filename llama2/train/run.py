@@ -35,7 +35,7 @@ import llama2
 from llama2.checkpoint import hf
 from llama2.checkpoint.resume import Part, SavedState, flush, snapshot, write_parts
 from llama2.checkpoint.weights import Checkpoint
-from llama2.errors import CheckpointError, TrainingError
+from llama2.errors import CheckpointError, Llama2Error, TrainingError
 from llama2.files.staging import make_parent
 from llama2.model.config import ModelConfig
 from llama2.parallel.mesh import World
@@ -57,20 +57,32 @@ class RunFolder:
 
     def open(self) -> None:
         """Make the folder, or take it over. Raises TrainingError where something is there and resume is not set."""
+        error = None
         if self.world.is_first:
-            if self.out.exists() and not self.out.is_dir():
-                raise TrainingError(f"out={self.out} is a file; name a folder")
-            if not self.config.resume and self.out.exists() and any(self.out.iterdir()):
-                raise TrainingError(f"out={self.out} is not empty; add --resume to go on with it, or name a new folder")
             try:
-                make_parent(self.checkpoints / "step")
-                with tempfile.TemporaryFile(dir=self.out):
-                    pass
-            except OSError as error:
-                raise TrainingError(f"out={self.out} cannot be written: {error.strerror}; name another") from error
-            for partial in self.checkpoints.glob(".step-*"):
-                shutil.rmtree(partial)
-        self.world.barrier()
+                self._take()
+            except Llama2Error as problem:
+                error = problem
+        if self.world.any(error is not None):
+            raise error or TrainingError("rank 0 cannot use the folder of the run; its own message says why")
+
+    def _take(self) -> None:
+        if self.out.exists() and not self.out.is_dir():
+            raise TrainingError(f"out={self.out} is a file; name a folder")
+        if not self.config.resume and self.out.exists() and any(self.out.iterdir()):
+            raise TrainingError(f"out={self.out} is not empty; add --resume to go on with it, or name a new folder")
+        try:
+            make_parent(self.checkpoints / "step")
+            with tempfile.TemporaryFile(dir=self.out):
+                pass
+        except OSError as error:
+            raise TrainingError(f"out={self.out} cannot be written: {error.strerror}; name another") from error
+        for old in self.checkpoints.glob(".old-step-*"):  # killed between two renames: the old one is whole
+            target = old.with_name(old.name.removeprefix(".old-"))
+            if not target.exists():
+                os.replace(old, target)
+        for partial in self.checkpoints.glob(".*step-*"):
+            shutil.rmtree(partial)
 
     def write_settings(self) -> None:
         """Write run.toml."""
@@ -105,6 +117,7 @@ class RunFolder:
         if self._writing is not None:
             self._writing.join()
             self._writing = None
+            self.world.barrier()  # only now every rank sees the same checkpoints
         self.check()
 
     def check(self) -> None:
@@ -122,9 +135,11 @@ class RunFolder:
             write_parts(partial / "state", parts, self.world.rank)
             if self.world.is_first:
                 self._complete(partial, record)
+                old = target.with_name(f".old-{target.name}")
                 if target.exists():  # a step that is done again, after going back
-                    shutil.rmtree(target)
+                    os.replace(target, old)
                 os.replace(partial, target)
+                shutil.rmtree(old, ignore_errors=True)
                 self._forget()
         except Exception as error:
             self._error = error

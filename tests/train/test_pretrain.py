@@ -1,5 +1,6 @@
 """The real command: what it writes, what it refuses, and that killing it changes nothing."""
 
+import dataclasses
 import json
 import os
 import random
@@ -18,12 +19,14 @@ import torch
 import llama2
 from llama2.checkpoint.resume import SavedState
 from llama2.data.loader import Loader
-from llama2.data.shards import open_shards
+from llama2.data.shards import ShardWriter, open_shards, token_dtype, write_index
 from llama2.errors import CheckpointError, ConfigError, DataError, TrainingError
+from llama2.tokenizer.tokenizer import Tokenizer
 from llama2.train import pretrain as module
 from llama2.train.metrics import read_log
 from llama2.train.pretrain import pretrain
 from llama2.train.run import plain
+from tests.pocket import pocket_tokenizer
 
 COMMAND = [sys.executable, "-m", "llama2", "pretrain"]
 
@@ -320,6 +323,13 @@ def test_continued_pretraining_at_a_longer_context(settings):
     outcome = pretrain(longer)
     config = llama2.load(str(outcome.model)).config
     assert config.context_length == 96 and config.rope_scaling.factor == 2.0
+    again = settings("third", init_from=str(outcome.model), sequence_length=192, rope_scaling="yarn", **none)
+    further = llama2.load(str(pretrain(again).model)).config.rope_scaling
+    assert (further.factor, further.original_context) == (4.0, 48)
+    with pytest.raises(ConfigError, match="stretched by rope_scaling=yarn already"):
+        pretrain(settings("fourth", init_from=str(outcome.model), sequence_length=192, rope_scaling="linear", **none))
+    with pytest.raises(ConfigError, match="rope_theta=5.0: init_from decides that"):
+        pretrain(settings("fifth", init_from=str(outcome.model), rope_theta=5.0, **none))
     losses = [line["loss"] for line in read_log(longer.out / "log.jsonl") if line["kind"] == "step"]
     before = [line["loss"] for line in read_log(first.model.parent / "log.jsonl") if line["kind"] == "step"]
     assert losses[0] < before[4]  # it does not begin anew
@@ -398,6 +408,11 @@ def test_a_full_disk_is_one_error_and_loses_nothing(settings):
         ({"weights": (1.0, 2.0)}, ConfigError, "2 weights for 1 data sets"),
         ({"eval_data": "nowhere"}, DataError, "nowhere"),
         ({"rope_scaling": "yarn"}, ConfigError, "init_from"),
+        ({"rope_factor": 2.0}, ConfigError, "needs rope_scaling"),
+        ({"n_epochs": 3.0}, ConfigError, "say different things"),
+        ({"warmup_steps": 12}, ConfigError, "leaves nothing of the 12 steps"),
+        ({"sample_tokens": 0}, ConfigError, "sample_tokens=0"),
+        ({"device": "gpu"}, TrainingError, "device='gpu' is none to train on"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_anything_is_written(settings, changes, error, said):
@@ -433,12 +448,55 @@ def test_an_occupied_or_unwritable_folder_is_refused(settings, tmp_path):
         pretrain(config.model_copy(update={"out": tmp_path / "file" / "run"}))
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 4}, {"seed": 1}, {"optimizer": "muon"}, {"dtype": "float64"}])
+def test_data_of_another_tokenizer_is_refused_for_a_trained_model(settings, tmp_path):
+    """As many pieces, but other ones."""
+    folder, pocket = tmp_path / "other", pocket_tokenizer().vocabulary
+    pieces = (*pocket.pieces[:3], *pocket.pieces[3:259][::-1], pocket.pieces[259])
+    other = Tokenizer(dataclasses.replace(pocket, pieces=pieces))
+    folder.mkdir()
+    with ShardWriter(folder, "00000", dtype=token_dtype(260)) as writer:
+        writer.add(other.encode("Once upon a time", bos=True, eos=True), 16)
+    write_index(folder, other, [writer.entry])
+    first = pretrain(settings("first"))
+    none = dict.fromkeys(("dim", "n_layers", "n_heads", "n_kv_heads"))
+    with pytest.raises(DataError, match="another tokenizer than .* id 3 is '<0xFF>' in the data"):
+        pretrain(settings("second", data=(folder,), init_from=str(first.model), **none))
+
+
+def test_a_finished_run_is_left_alone(settings):
+    config = settings()
+    first = pretrain(config)
+    before = {
+        path: path.stat().st_mtime_ns for path in config.out.rglob("*") if path.suffix in (".html", ".safetensors")
+    }
+    again = pretrain(config.model_copy(update={"resume": True}))
+    assert again.evaluation == first.evaluation and again.n_steps == 12
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_one_rank_that_is_asked_to_stop_stops_all(settings):
+    """With tensor parallelism the ranks share no data group."""
+    config = settings(max_steps=100_000, tensor_parallel=2)
+    process = launch(config, n=2)
+    while len(read_log(config.out / "log.jsonl")) < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(max(map(int, children)), signal.SIGTERM)
+    _, said = process.communicate(timeout=100)
+    last = [line["step"] for line in read_log(config.out / "log.jsonl") if line["kind"] == "step"][-1]
+    assert (config.out / "checkpoints" / f"step-{last:08}" / "run.json").is_file(), said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batch_size": 4}, {"seed": 1}, {"optimizer": "muon"}, {"dtype": "float64"}, {"rope_theta": 5.0}, {"n_heads": 2}],
+)
 def test_a_run_cannot_become_another_on_its_way(settings, change):
     config = settings()
     pretrain(config)
     name = next(iter(change))
-    with pytest.raises(CheckpointError, match=f"was trained with {name}="):
+    with pytest.raises(CheckpointError, match=f"(was trained with|is a model with) {name}="):
         pretrain(config.model_copy(update={"resume": True, "max_steps": 20, **change}))
     assert "max_steps = 12" in (config.out / "run.toml").read_text()  # nothing was changed
 

@@ -41,7 +41,8 @@ class Job:
     def __init__(self, config: PrepareConfig):
         """Look for every mistake that can be seen before any work."""
         if config.out is None or config.tokenizer is None:
-            raise DataError(f"no {'out' if config.out is None else 'tokenizer'} named; give --out and --tokenizer")
+            missing = "out" if config.out is None else "tokenizer"
+            raise DataError(f"no {missing} named; give --{missing}")
         if config.rank >= config.world_size:
             raise DataError(f"rank={config.rank} must be below world_size={config.world_size}")
         self.config, self.out = config, config.out
