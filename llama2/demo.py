@@ -62,8 +62,8 @@ FULL = Size(
     vocab_size=2048,
     training=dict(
         dim=160, n_layers=3, n_heads=4, ffn_dim=448, tied_embeddings=True, rope_theta=1000.0, sequence_length=256,
-        batch_size=16, max_steps=1500, optimizer="muon", learning_rate=1.5e-2, lr_scheduler="wsd", decay_share=0.6,
-        min_lr_share=0.02, warmup_steps=20, dtype="bfloat16", eval_every=500, save_every=500, eval_tokens=30_000,
+        batch_size=16, max_steps=1400, optimizer="muon", learning_rate=1.5e-2, lr_scheduler="wsd", decay_share=0.6,
+        min_lr_share=0.02, warmup_steps=20, dtype="bfloat16", eval_every=350, save_every=350, eval_tokens=30_000,
     ),
     n_graded=100,
 )  # fmt: skip

@@ -1,6 +1,5 @@
 """`llama2 pretrain`: a Llama from nothing, or from a checkpoint, on token shards."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +23,8 @@ def pretrain(
     """
     resolved = settle(settings, config)
     resolved.check()
+    from llama2.parallel.mesh import leave
     from llama2.train.pretrain import pretrain as train
 
     outcome = train(resolved)
-    if outcome.stopped_by:
-        sys.exit(128 + outcome.stopped_by)
+    leave(128 + outcome.stopped_by if outcome.stopped_by else 0)
