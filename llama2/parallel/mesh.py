@@ -120,8 +120,8 @@ def start(*, device: str = "auto", tensor_parallel: int = 1, timeout_s: float = 
 def leave(code: int) -> None:
     """End this process with an exit code, if it is not 0 or there are others.
 
-    Of several processes each ends at once: at the interpreter's own end gloo's threads are taken down in no fixed order,
-    and in 2 of 30 runs on a busy machine that aborted a process whose work was done.
+    Of several processes each ends at once: at the interpreter's own end gloo's threads are taken down in no fixed
+    order, and in 2 of 30 runs on a busy machine that aborted a process whose work was done.
     """
     if dist.is_initialized():
         sys.stdout.flush()

@@ -183,6 +183,7 @@ def test_killed_twenty_times_and_resumed_equals_never_killed(settings):
     assert_same(whole.out, killed.out)
 
 
+@pytest.mark.slow
 def test_a_launcher_that_signals_twice_loses_nothing(settings):
     config = settings(max_steps=100_000)
     process = launch(config, n=2, start_new_session=True)
@@ -211,7 +212,11 @@ def test_signals_save_and_leave(settings, number):
 
 @pytest.mark.parametrize(
     ("n", "changes"),
-    [(2, {}), (2, {"tensor_parallel": 2}), (2, {"activation_checkpointing": "full", "micro_batch_size": 2})],
+    [
+        (2, {}),
+        (2, {"tensor_parallel": 2}),
+        pytest.param(2, {"activation_checkpointing": "full", "micro_batch_size": 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_two_ranks_equal_one_process(settings, n, changes):
     one = settings("one", dtype="float64", max_steps=20)
@@ -236,6 +241,7 @@ def test_compiled_blocks_learn_the_same(settings):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_process_in_float32(settings):
     one, two = settings("one", max_steps=20), settings("two", max_steps=20)
     pretrain(one)
