@@ -111,10 +111,11 @@ def make_app() -> App:
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    # Before PyTorch is loaded. By default its threads wait for each other in a busy loop, and then training on two
-    # cores that one other process shares is ten times slower than on one core alone.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = sys.argv[1:]
+    if arguments[:1] in (["pretrain"], ["demo"]):
+        # Before PyTorch is loaded. By default its threads wait for each other in a busy loop, and then training on two
+        # cores that one other process shares is ten times slower than on one core alone.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     is_debug = arguments[-1:] == ["--debug"]  # last, since elsewhere it may be somebody's text
     if is_debug:
         arguments = arguments[:-1]
