@@ -99,7 +99,7 @@ def tinystories(folder: Path) -> None:
         PretrainConfig(
             data=(folder / "train",), eval_data=folder / "held", eval_tokens=10**9, out=folder / "run",
             dim=shape.dim, n_layers=shape.n_layers, n_heads=shape.n_heads, n_kv_heads=shape.n_kv_heads,
-            ffn_dim=shape.ffn_dim, tied_embeddings=True, sequence_length=256, batch_size=16, n_epochs=3,
+            ffn_dim=shape.ffn_dim, tied_embeddings=True, sequence_length=256, batch_size=16, n_epochs=5,
             optimizer="muon", learning_rate=1e-2, lr_scheduler="wsd", decay_share=0.5, min_lr_share=0.02,
             warmup_steps=20, eval_every=100, dtype="bfloat16",
         )
