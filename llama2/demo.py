@@ -172,7 +172,7 @@ def show(llm: LLM, console: Console, n: int) -> None:
 
 
 def tell(llm: LLM, language: Language, n: int, *, seed: int = 1) -> list[tuple[str, Grade]]:
-    """Let the model finish n held-out stories at temperature 0.8, and judge each against its opening's facts."""
+    """Let the model finish n held-out stories at temperature 0.8, and judge each, its opening included."""
     begun: list[Story] = list(stories(0, n, split="heldout"))
     openings = [each.opening(language) for each in begun]
     room = llm.config.context_length - max(len(llm.prompt_ids(text)) for text in openings)

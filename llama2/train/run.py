@@ -1,254 +1,327 @@
-"""The folder of a run: what is saved, when, and what is kept.
-
-    OUT/
-      run.toml                    the resolved settings
-      log.jsonl                   one line per step, evaluation, sample and event
-      checkpoints/step-00000100/  a Hugging Face folder that every command can read, and
-                    state/        weights, averages and optimizer state, one file per rank
-                    run.json      step, loader, random states, versions, settings
-      model/                      the outcome, as a Hugging Face folder
-      report.html, *.png          what happened
-
-A checkpoint is written beside the running training and gets its name when it is whole: a kill at any moment
-leaves the one before. Nothing in it is a pickle.
-"""
+"""One run under way: steps, and between them evaluations, checkpoints, samples, signals and bad luck."""
 
 import json
 import os
-import platform
-import random
-import shutil
-import subprocess
-import tempfile
-import threading
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tomli_w
 import torch
-from torch import Tensor
 
-import llama2
-from llama2.checkpoint import hf
-from llama2.checkpoint.resume import Part, SavedState, flush, snapshot, write_parts
-from llama2.checkpoint.weights import Checkpoint
-from llama2.errors import CheckpointError, Llama2Error, TrainingError
-from llama2.files.staging import make_parent
-from llama2.model.config import ModelConfig
+from llama2.checkpoint import store
+from llama2.data.loader import Loader
+from llama2.data.shards import Shards
+from llama2.errors import CheckpointError, TrainingError
+from llama2.llm import LLM
+from llama2.model.config import config_fields
 from llama2.parallel.mesh import World
-from llama2.parallel.region import Held
-from llama2.tokenizer.formats import save_tokenizer
-from llama2.tokenizer.tokenizer import Tokenizer
-from llama2.train.config import TrainConfig
+from llama2.train.config import PretrainConfig
+from llama2.train.evaluation import Evaluation, evaluate
+from llama2.train.folder import RunFolder, set_random_states
+from llama2.train.loop import LossFn, Step, Trainer
+from llama2.train.metrics import Log, memory_bytes, peak_flops
+from llama2.train.report import write_report
+
+MAX_REWINDS = 3
+SECONDS_TO_ASK_AGAIN = 2.0
+
+KEPT = (
+    "sequence_length", "batch_size", "packing", "seed", "weights", "optimizer", "adam_beta1", "adam_beta2",
+    "ema_decay", "dtype", "master_weights",
+)  # fmt: skip
+"""Settings that a run cannot change on its way and still be the same run."""
 
 
-class RunFolder:
-    """Saves and finds checkpoints of one run."""
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
 
-    def __init__(self, out: Path, config: TrainConfig, world: World, model: ModelConfig, tokenizer: Tokenizer):
-        self.out, self.config, self.world = out, config, world
-        self.model, self.tokenizer = model, tokenizer
-        self.checkpoints = out / "checkpoints"
-        self._writing: threading.Thread | None = None
-        self._error: BaseException | None = None
+    model: Path | None
+    """The trained model's folder; None if the run was stopped before its end."""
+    n_steps: int
+    evaluation: Evaluation | None
+    stopped_by: int
+    """The signal that stopped it, 0 if none did."""
 
-    def open(self) -> None:
-        """Make the folder, or take it over. Raises TrainingError where something is there and resume is not set."""
-        error = None
-        if self.world.is_first:
-            try:
-                self._take()
-            except Llama2Error as problem:
-                error = problem
-        if self.world.any(error is not None):
-            raise error or TrainingError("rank 0 cannot use the folder of the run; its own message says why")
 
-    def _take(self) -> None:
-        if self.out.exists() and not self.out.is_dir():
-            raise TrainingError(f"out={self.out} is a file; name a folder")
-        if not self.config.resume and self.out.exists() and any(self.out.iterdir()):
-            raise TrainingError(f"out={self.out} is not empty; add --resume to go on with it, or name a new folder")
+class Run:
+    """One run under way: what it holds together, and the loop."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        world: World,
+        folder: RunFolder,
+        trainer: Trainer,
+        loader: Loader,
+        sets: list[Shards],
+        held_out: Shards | None,
+        loss_fn: LossFn,
+        micro_batch: int,
+    ):
+        self.config, self.world, self.folder, self.trainer, self.loader = config, world, folder, trainer, loader
+        self.sets, self.held_out, self.loss_fn, self.micro_batch = sets, held_out, loss_fn, micro_batch
+        self.shape = trainer.model.config
+        self.n_worse = self.n_rewinds = 0
+        self.evaluation: Evaluation | None = None
+        self.best: Evaluation | None = None
+        self.signal = 0
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far, by tokens trained."""
+        return self.trainer.n_tokens / sum(each.n_tokens - len(each) for each in self.sets)
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one and resume is set; then open the log."""
+        newest = self.folder.newest() if self.config.resume else None
+        if newest is not None:
+            self.go_back_to(newest, with_data=True)
+        self.folder.write_settings()
+        n_done, config = self.trainer.n_done, self.config
+        self.log = Log(
+            self.folder.out, self.world, n_steps=self.trainer.n_steps, n_done=n_done, tensorboard=config.tensorboard
+        )
+        if newest is not None:
+            self.log.write("resumed", n_done)
+            self.log.say(f"resumed from {newest}, step {n_done}")
+        parameters, tokens = self.shape.n_parameters, sum(each.n_tokens for each in self.sets)
+        per_step = config.batch_size * config.sequence_length
+        self.log.say(
+            f"{parameters:,} parameters, {tokens:,} tokens of data, "
+            f"{self.trainer.n_steps:,} steps of {per_step:,} tokens"
+        )
+
+    def go_back_to(self, checkpoint: Path, *, with_data: bool) -> None:
+        """Load a checkpoint; the data goes back with it, or goes on from where it is."""
+        saved, record = self.folder.read(checkpoint)
+        self._check_same_run(checkpoint, record)
+        self.trainer.make_room()
+        saved.load(self.trainer.tensors())
+        self.trainer.state = record["trainer"]
+        self.best, self.n_worse = record["best"] and Evaluation(**record["best"]), record["n_worse"]
+        if with_data:
+            self.evaluation = record["evaluation"] and Evaluation(**record["evaluation"])
+            self.loader.state = record["loader"]
+            self.n_rewinds = record["n_rewinds"]
+            set_random_states(record["random"])
+
+    def _check_same_run(self, checkpoint: Path, record: dict[str, Any]) -> None:
+        now, usual = self.config.model_dump(mode="json"), type(self.config)().model_dump(mode="json")
+        for name in KEPT:
+            before = record["settings"].get(name, usual[name])
+            if before != now[name]:
+                raise CheckpointError(
+                    f"{checkpoint} was trained with {name}={before}, not {now[name]}; set it back, or begin a new run"
+                )
+        for name, value in json.loads(json.dumps(config_fields(self.shape))).items():
+            if record["model"].get(name) != value:
+                raise CheckpointError(
+                    f"{checkpoint} is a model with {name}={record['model'].get(name)}, not {value}; set it back, or "
+                    "begin a new run"
+                )
+        if record["data"] != self._data():
+            raise CheckpointError(f"{checkpoint} was trained on other data; name the same shards, or begin a new run")
+
+    def _data(self) -> list[list[Any]]:
+        return [[each.tokenizer_sha256, len(each), each.n_tokens] for each in self.sets]
+
+    def to_the_end(self) -> Outcome:
+        """Train, and write what there is to show. Checkpoints and signals are seen to between steps."""
+        if self.trainer.n_done >= self.trainer.n_steps and (self.folder.out / "model").exists():
+            self.log.say(f"nothing to do: {self.folder.out} is at step {self.trainer.n_done} of {self.trainer.n_steps}")
+            self.log.close()
+            return Outcome(self.folder.out / "model", self.trainer.n_done, self.evaluation, 0)
+        peak = peak_flops(self.world, getattr(torch, self.config.dtype)) if self.world.is_first else None
         try:
-            make_parent(self.checkpoints / "step")
-            with tempfile.TemporaryFile(dir=self.out):
-                pass
-        except OSError as error:
-            raise TrainingError(f"out={self.out} cannot be written: {error.strerror}; name another") from error
-        for old in self.checkpoints.glob(".old-step-*"):  # killed between two renames: the old one is whole
-            target = old.with_name(old.name.removeprefix(".old-"))
-            if not target.exists():
-                os.replace(old, target)
-        for partial in self.checkpoints.glob(".*step-*"):
-            shutil.rmtree(partial)
+            with self._catching_signals(), self.world.together():
+                is_whole = self._train(peak)
+                self.folder.finish()
+                return self._conclude() if is_whole else self._leave()
+        finally:
+            self.log.close()
 
-    def write_settings(self) -> None:
-        """Write run.toml."""
-        if self.world.is_first:
-            (self.out / "run.toml").write_text(tomli_w.dumps(plain(self.config)), encoding="utf-8")
-
-    def newest(self) -> Path | None:
-        """Return the last whole checkpoint."""
-        found = sorted(self.checkpoints.glob("step-*"))
-        return found[-1] if found else None
-
-    def read(self, path: Path) -> tuple[SavedState, dict[str, Any]]:
-        """Open a checkpoint: its tensors, and run.json."""
-        try:
-            return SavedState(path / "state"), json.loads((path / "run.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise CheckpointError(
-                f"{path / 'run.json'} is broken: {error}; remove {path}, an older one is used"
-            ) from error
-
-    def save(self, step: int, tensors: Mapping[str, Held], state: Mapping[str, Any]) -> None:
-        """Begin to save; returns as soon as everything is copied. `finish` waits for the end."""
-        self.finish()
-        parts = snapshot(tensors)
-        record = {**state, "random": random_states(), "settings": plain(self.config), "versions": versions()}
-        target = self.checkpoints / f"step-{step:08}"
-        self._writing = threading.Thread(target=self._write, args=(target, parts, record), daemon=True)
-        self._writing.start()
-
-    def finish(self) -> None:
-        """Wait for the checkpoint that is being written. Raises TrainingError if it could not be."""
-        if self._writing is not None:
-            self._writing.join()
-            self._writing = None
-            self.world.barrier()  # only now every rank sees the same checkpoints
-        self.check()
-
-    def check(self) -> None:
-        """Raise TrainingError if the last checkpoint could not be written."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            newest = self.newest()
-            kept = f"{newest} is whole: free some space and add --resume" if newest else "no earlier one exists"
-            raise TrainingError(f"a checkpoint could not be written to {self.checkpoints}: {reason}; {kept}") from error
-
-    def _write(self, target: Path, parts: Mapping[str, Part], record: Mapping[str, Any]) -> None:
-        partial = target.with_name(f".{target.name}")
-        try:
-            write_parts(partial / "state", parts, self.world.rank)
-            if self.world.is_first:
-                self._complete(partial, record)
-                old = target.with_name(f".old-{target.name}")
-                if target.exists():  # a step that is done again, after going back
-                    os.replace(target, old)
-                os.replace(partial, target)
-                shutil.rmtree(old, ignore_errors=True)
-                self._forget()
-        except Exception as error:
-            self._error = error
-            if self.world.size == 1:
-                shutil.rmtree(partial, ignore_errors=True)
-
-    def _complete(self, partial: Path, record: Mapping[str, Any]) -> None:
-        """Wait for the other ranks' parts, then write what is not a part."""
-        deadline = time.monotonic() + self.config.timeout_s
-        while len(list((partial / "state").glob("*.safetensors"))) < self.world.size:
-            if time.monotonic() > deadline:
-                raise TrainingError(f"the other processes did not write their parts in {self.config.timeout_s:g} s")
-            time.sleep(0.02)
-        kind = "averaged" if self.config.ema_decay else "weights"
-        export(partial / "state", partial / "model", kind, self.model, self.tokenizer, self.config.dtype)
-        for file in (partial / "model").iterdir():
-            flush(file)
-            os.replace(file, partial / file.name)
-        (partial / "model").rmdir()
-        (partial / "run.json").write_text(json.dumps(record, indent=1))
-        flush(partial / "run.json")
-
-    def _forget(self) -> None:
-        """Remove all checkpoints but the last keep_last and the best."""
-        found = sorted(self.checkpoints.glob("step-*"))
-        best = self.best()
-        for path in found[: -self.config.keep_last]:
-            if path != best:
-                hidden = path.rename(path.with_name(f".{path.name}"))
-                shutil.rmtree(hidden)
-
-    def best(self) -> Path | None:
-        """Return the checkpoint of the lowest evaluation loss."""
-        losses = {}
-        for path in sorted(self.checkpoints.glob("step-*")):
-            try:
-                loss = json.loads((path / "run.json").read_text()).get("eval_loss")
-            except (OSError, json.JSONDecodeError):
+    def _train(self, peak: float | None) -> bool:
+        """Take all steps; return False if the run was asked to stop before."""
+        trainer, config = self.trainer, self.config
+        while trainer.n_done < trainer.n_steps:
+            began = time.perf_counter()
+            step = trainer.step(self.loader.step(), self.loss_fn, stop=bool(self.signal))
+            seconds = time.perf_counter() - began
+            self._record(step, seconds, peak)
+            self.folder.check()
+            if trainer.guard.n_bad >= config.max_bad_steps:
+                self._rewind(step)
                 continue
-            if loss is not None:
-                losses[path] = loss
-        return min(losses, key=losses.__getitem__) if losses else None
+            is_last = trainer.n_done == trainer.n_steps
+            is_saving = is_last or step.is_stopped
+            is_saving |= due(trainer.n_done, config.save_every) and not step.skipped  # never what a bad step left
+            is_patient, best = True, self.best
+            if self.held_out and (is_saving or due(trainer.n_done, config.eval_every)):
+                is_patient = self._evaluate(self.held_out)
+            if due(trainer.n_done, config.sample_every) and not is_last:
+                self._sample(LLM(trainer.model, self.folder.tokenizer))
+            is_best = self.best is not best and bool(config.early_stop)
+            if is_saving or is_best or not is_patient:
+                self._save()
+            if not is_patient:
+                self.log.say(f"stopped early: {self.n_worse} evaluations without a better loss")
+                return True
+            if step.is_stopped:
+                return False
+        return True
 
-    def publish(self, checkpoint: Path) -> Path:
-        """Put the model of a checkpoint at OUT/model, without the training state."""
-        target, partial = self.out / "model", self.out / ".model"
-        for path in (partial, target):
-            shutil.rmtree(path, ignore_errors=True)
-        shutil.copytree(checkpoint, partial, ignore=shutil.ignore_patterns("state"))
-        os.replace(partial, target)
-        return target
+    def _record(self, step: Step, seconds: float, peak: float | None) -> None:
+        rate = step.count / seconds
+        mfu = rate * self.shape.flops_per_token(self.config.sequence_length) / peak if peak else None
+        self.log.step(
+            step.step,
+            loss=step.loss,
+            grad_norm=step.grad_norm,
+            learning_rate=step.learning_rate,
+            n_tokens=step.count,
+            epoch=round(self.epoch, 4),
+            tokens_per_s=round(rate, 1),
+            mfu=None if mfu is None else round(mfu, 4),
+            memory_bytes=memory_bytes(self.world),
+            seconds=round(seconds, 4),
+            **({"skipped": step.skipped} if step.skipped else {}),
+        )
+        if step.skipped:
+            self.log.write("skipped", step.step, reason=step.skipped)
+            self.log.say(f"step {step.step} is left out: {step.skipped}")
+
+    def _rewind(self, step: Step) -> None:
+        """Go back to the last checkpoint, and on with data that comes after the bad steps."""
+        self.folder.finish()
+        newest = self.folder.newest()
+        if newest is None or self.n_rewinds == MAX_REWINDS:
+            why = "there is no checkpoint to go back to" if newest is None else f"the run went back {MAX_REWINDS} times"
+            raise TrainingError(
+                f"{self.config.max_bad_steps} bad steps in a row up to step {step.step} ({step.skipped}), and {why}; "
+                "try a lower learning_rate, more warmup_steps, or look at the data"
+            )
+        self.go_back_to(newest, with_data=False)
+        self.trainer.guard.state["n_bad"] = 0
+        self.n_rewinds += 1
+        self.log.write("rewind", step.step, reason=f"back to step {self.trainer.n_done}")
+        self.log.say(f"{self.config.max_bad_steps} bad steps in a row: back to {newest.name}; the data goes on")
+
+    def _evaluate(self, held_out: Shards) -> bool:
+        """Evaluate and log; return False if it is time to stop early."""
+        now = self.evaluation = evaluate(
+            self.trainer,
+            self.loss_fn,
+            held_out,
+            n_tokens=self.config.eval_tokens,
+            sequence_length=self.config.sequence_length,
+            micro_batch_size=self.micro_batch,
+        )
+        step = self.trainer.n_done
+        self.log.write("evaluation", step, loss=now.loss, perplexity=now.perplexity, bits_per_byte=now.bits_per_byte)
+        self.log.say(
+            f"step {step}: held-out loss {now.loss:.4f}, perplexity {now.perplexity:.2f}, "
+            f"{now.bits_per_byte:.3f} bits per byte"
+        )
+        if self.best is None or now.loss < self.best.loss:
+            self.best, self.n_worse = now, 0
+        else:
+            self.n_worse += 1
+        return not self.config.early_stop or self.n_worse < self.config.early_stop
+
+    def _save(self) -> None:
+        record = {
+            "step": self.trainer.n_done,
+            "best": self.best and asdict(self.best),
+            "n_worse": self.n_worse,
+            "n_rewinds": self.n_rewinds,
+            "trainer": self.trainer.state,
+            "loader": self.loader.state,
+            "evaluation": self.evaluation and asdict(self.evaluation),
+            "data": self._data(),
+            "model": config_fields(self.shape),
+        }
+        self.folder.save(self.trainer.n_done, self.trainer.tensors(), record)
+
+    def _leave(self) -> Outcome:
+        """Say where a stopped run stands."""
+        self.log.write("stopped", self.trainer.n_done, reason=f"signal {self.signal}")
+        self.log.say(f"stopped at step {self.trainer.n_done}; {self.folder.newest()} is saved: go on with --resume")
+        return Outcome(None, self.trainer.n_done, self.evaluation, self.signal or signal.SIGTERM)
+
+    def _conclude(self) -> Outcome:
+        """Publish the model and write samples and the report."""
+        model = self.folder.out / "model"
+        if self.config.early_stop:
+            self.evaluation = self.best
+        if self.world.is_first:
+            newest, best = self.folder.newest(), self.folder.best()
+            chosen = best if self.config.early_stop and best else newest
+            assert chosen is not None
+            self.folder.publish(chosen)
+            self._sample(LLM(store.load(model, device="cpu"), self.folder.tokenizer))
+            page = write_report(
+                self.folder.out, title=f"Run {self.folder.out.name}", facts=self._facts(chosen),
+                settings=(self.folder.out / "run.toml").read_text(encoding="utf-8"),
+            )  # fmt: skip
+            self.log.say(f"wrote {model} and {page}")
+        self.world.barrier()
+        return Outcome(model, self.trainer.n_done, self.evaluation, 0)
+
+    def _facts(self, chosen: Path) -> dict[str, str]:
+        facts = {
+            "model": f"{self.shape.n_parameters:,} parameters, from {chosen.name}",
+            "trained on": f"{self.trainer.n_tokens:,} tokens in {self.trainer.n_done:,} steps",
+            "passes over the data": f"{self.epoch:.2f}",
+        }
+        if self.evaluation:
+            now = self.evaluation
+            facts["held-out loss"] = f"{now.loss:.4f} nats per token"
+            facts["perplexity"] = f"{now.perplexity:.3f}"
+            facts["bits per byte"] = f"{now.bits_per_byte:.4f}"
+        return facts
+
+    def _sample(self, llm: LLM) -> None:
+        """Write a sample text for each prompt; with several processes only the finished model writes."""
+        if not self.world.is_first or (self.world.size > 1 and llm.model is self.trainer.model):
+            return
+        llm.model.eval()
+        room = self.shape.context_length
+        for prompt in self.config.sample_prompts:
+            n = min(self.config.sample_tokens, room - len(llm.prompt_ids(prompt)))
+            text = llm.generate(prompt, max_new_tokens=max(1, n), temperature=0.8, top_p=1.0, seed=self.config.seed)
+            self.log.write("sample", self.trainer.n_done, prompt=prompt, text=text)
+            self.log.say("sample: " + "".join(c if c.isprintable() else " " for c in prompt + text))
+
+    @contextmanager
+    def _catching_signals(self) -> Iterator[None]:
+        """Let SIGTERM and Ctrl-C end the run after the step under way.
+
+        A launcher passes on what it gets, so one request may come twice; only one that comes seconds later, from
+        somebody who will not wait, ends the run at once.
+        """
+        first = 0.0
+
+        def catch(number: int, frame: object) -> None:
+            nonlocal first
+            if not self.signal:
+                self.signal, first = number, time.monotonic()
+                self.log.say("asked to stop: saving after this step; ask again to leave without")
+            elif time.monotonic() - first > SECONDS_TO_ASK_AGAIN:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+
+        before = {number: signal.signal(number, catch) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def export(state: Path, to: Path, kind: str, config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> None:
-    """Write saved weights ("weights" or "averaged") as a Hugging Face folder, tensor by tensor."""
-    saved = SavedState(state)
-
-    def reader(name: str) -> Callable[[], Tensor]:
-        return lambda: saved.read(f"{kind}/{name}")
-
-    names = [name.removeprefix("weights/") for name in saved.shapes if name.startswith("weights/")]
-    stored = dtype.replace("float64", "float32")
-    hf.write(
-        to, Checkpoint(config, {name: reader(name) for name in names}, stored, to), tokenizer=tokenizer, dtype=stored
-    )
-    if tokenizer.vocabulary.kind == "spm":
-        save_tokenizer(tokenizer, to, format="model")
-
-
-def plain(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings as TOML can hold them: no None."""
-    return {name: value for name, value in config.model_dump(mode="json").items() if value is not None}
-
-
-def random_states() -> dict[str, Any]:
-    """Return every random state there is, as JSON can hold it."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    version, internal, following = random.getstate()
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state().numpy().tobytes().hex(),
-        "numpy": [str(kind), np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)],
-        "python": [version, list(internal), following],
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
-    return states
-
-
-def set_random_states(states: Mapping[str, Any]) -> None:
-    """Undo everything random since the states were taken."""
-    torch.set_rng_state(_bytes(states["torch"]))
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
-    version, internal, following = states["python"]
-    random.setstate((version, tuple(internal), following))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_bytes(states["cuda"]))
-
-
-def _bytes(text: str) -> Tensor:
-    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-
-
-def versions() -> dict[str, str]:
-    """Return what the run ran on."""
-    found = {"llama2": llama2.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    try:
-        command = ["git", "-C", str(Path(llama2.__file__).parent), "rev-parse", "HEAD"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return found
-    return found | ({"git_commit": done.stdout.strip()} if done.returncode == 0 else {})
+def due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0

@@ -23,9 +23,9 @@ from llama2.data.shards import ShardWriter, open_shards, token_dtype, write_inde
 from llama2.errors import CheckpointError, ConfigError, DataError, TrainingError
 from llama2.tokenizer.tokenizer import Tokenizer
 from llama2.train import pretrain as module
+from llama2.train.folder import plain
 from llama2.train.metrics import read_log
 from llama2.train.pretrain import pretrain
-from llama2.train.run import plain
 from tests.pocket import pocket_tokenizer
 
 COMMAND = [sys.executable, "-m", "llama2", "pretrain"]
