@@ -21,10 +21,12 @@ from pathlib import Path
 
 from benchmarks.measure import report
 from llama2.data.corpus.prepare import PrepareConfig, prepare
+from llama2.data.interval import wilson
 from llama2.data.shards import Shards, open_shards
 from llama2.data.storyworld.words import LANGUAGES
-from llama2.demo import FULL, demo, tell
-from llama2.evaluate.interval import wilson
+from llama2.demo.judge import tell
+from llama2.demo.run import demo
+from llama2.demo.size import FULL
 from llama2.llm import load
 from llama2.model.family import family_config
 from llama2.tokenizer.formats import save_tokenizer
@@ -41,9 +43,9 @@ SEEDS = (0, 1, 2)
 def storyworld(folder: Path) -> None:
     """Train as the demo does, and judge 500 stories of each language at temperature 0.8."""
     start = time.perf_counter()
-    model = demo(folder / "demo", size=FULL)
+    demo(folder / "demo", size=FULL)
     seconds = time.perf_counter() - start
-    llm = load(str(model), device="cpu", max_batch=64)
+    llm = load(str(folder / "demo" / "run" / "model"), device="cpu", max_batch=64)
     values: dict[str, object] = {"demo_s": round(seconds, 1), "stories": N_GRADED}
     for language in LANGUAGES:
         grades = [found for _, found in tell(llm, language, N_GRADED, seed=7)]

@@ -45,7 +45,7 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     stop_ids: tuple[int, ...]
     stop: str | Sequence[str]
-    seed: int | None
+    seed: int | Sequence[int] | None
     n: int
     logprobs: int | None
 
@@ -177,10 +177,15 @@ class LLM:
     def complete(self, prompt: Prompt | Sequence[Prompt], **options: Unpack[SamplingOptions]) -> Any:
         """Return the TextCompletion of a text or a conversation: text, tokens, log-probabilities, finish reason.
 
-        A list of prompts gives a list, answered together; with n > 1 a list of n stands for each answer.
+        A list of prompts gives a list, answered together; with n > 1 a list of n stands for each answer. A seed
+        draws the same numbers for every prompt, so that an answer does not depend on its company; for independent
+        samples give a list of seeds, one for each prompt.
         """
         prompts, is_single = _as_list(prompt)
-        requests = [self._request(str(i), each, options) for i, each in enumerate(prompts)]
+        requests = [
+            self._request(str(i), each, own)
+            for i, (each, own) in enumerate(zip(prompts, _own(options, len(prompts)), strict=True))
+        ]
         events: dict[tuple[str, int], list[tuple[Token, str]]] = {}
         for token, piece in self._events(prompts, requests, options):
             events.setdefault((token.request_id, token.index), []).append((token, piece))
@@ -313,6 +318,8 @@ def load(
 ) -> LLM:
     """Load a Llama from a folder, a file or a hub name, in any of the formats of `checkpoint.store`.
 
+    An adapter's folder gives its base with the adapter upon it, and its own tokenizer before the base's.
+
     dtype: float32, bfloat16, float16; the stored one if not given (quantised files: float32 below a billion
     parameters, bfloat16 above). device: the accelerator if there is one, else the CPU. tokenizer: a file or
     folder; looked for beside the checkpoint if not given, and without one `model`, but no text, can be used.
@@ -321,14 +328,14 @@ def load(
     chat_format: llama2, llama3 or template; by the checkpoint's own template if not given.
     """
     path = hub.resolve(model, revision=revision)
-    checkpoint = store.read(path)
-    vocabulary = _tokenizer_for(path if tokenizer is None else Path(tokenizer))
+    checkpoint, n_rows = store.read(store.layers(path)[0]), store.read_config(path).vocab_size
+    vocabulary = _tokenizer_for(*(_beside(path) if tokenizer is None else [Path(tokenizer)]))
     if tokenizer is not None and isinstance(vocabulary, TokenizerMissing):
         raise vocabulary
-    if isinstance(vocabulary, Tokenizer) and vocabulary.n_vocab > checkpoint.config.vocab_size:
+    if isinstance(vocabulary, Tokenizer) and vocabulary.n_vocab > n_rows:
         raise TokenizerError(
             f"the tokenizer of {path} has ids up to {vocabulary.n_vocab - 1}, the model only "
-            f"{checkpoint.config.vocab_size} rows: they do not belong together; name the right one with --tokenizer"
+            f"{n_rows} rows: they do not belong together; name the right one with --tokenizer"
         )
     name = str(dtype).removeprefix("torch.") if dtype is not None else None
     transformer = store.load(path, dtype=name, device=_usable_device(device)).eval()
@@ -342,11 +349,30 @@ def load(
     )
 
 
-def _tokenizer_for(path: Path) -> Tokenizer | TokenizerMissing:
-    try:
-        return load_tokenizer(path)
-    except TokenizerMissing as error:
-        return error
+def tokenizer_of(path: Path) -> Tokenizer:
+    """Return the tokenizer of a checkpoint, or of an adapter: its own before its base's. Raises TokenizerMissing."""
+    found = _tokenizer_for(*_beside(path))
+    if isinstance(found, TokenizerMissing):
+        raise found
+    return found
+
+
+def _beside(path: Path) -> list[Path]:
+    """Return where the tokenizer of a checkpoint or an adapter may lie."""
+    base, *adapters = store.layers(path)
+    return [*reversed(adapters), base] if adapters else [path]
+
+
+def _tokenizer_for(*places: Path) -> Tokenizer | TokenizerMissing:
+    """Return the first tokenizer that there is."""
+    missing = None
+    for place in places:
+        try:
+            return load_tokenizer(place)
+        except TokenizerMissing as error:
+            missing = missing or error
+    assert missing is not None
+    return missing
 
 
 def default_device() -> torch.device:
@@ -406,6 +432,18 @@ def _as_list(prompt: Any) -> tuple[list[Prompt], bool]:
         if not isinstance(each, Sequence) or isinstance(each, bytes):
             raise RequestError(f"one of the prompts is a {type(each).__name__}; {wanted}")
     return list(prompt), False
+
+
+def _own(options: SamplingOptions, n_prompts: int) -> Iterator[SamplingOptions]:
+    """Yield the options of each prompt: they differ in nothing but the seed, where there is one for each."""
+    seeds = options.get("seed")
+    if not isinstance(seeds, Sequence):
+        yield from [options] * n_prompts
+        return
+    if len(seeds) != n_prompts:
+        raise RequestError(f"{len(seeds)} seeds for {n_prompts} prompts; give one for each, or a single one")
+    for seed in seeds:
+        yield {**options, "seed": seed}
 
 
 def _stop_strings(options: SamplingOptions) -> tuple[str, ...]:

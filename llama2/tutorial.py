@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from llama2.checkpoint.store import save
 from llama2.errors import RequestError, TokenizerMissing
 from llama2.llm import LLM, load
+from llama2.tasks import labels, texts
 from llama2.tokenizer.tokenizer import Tokenizer
 
 
@@ -216,6 +217,14 @@ class LLama2Model(nn.Module):
             pad_ids = (pad_token_id, self.llm.tokenizer.pad_id, self.llm.tokenizer.eos_id, 0)
             return _right_padded(rows, next(each for each in pad_ids if each is not None)).to(inputs.device)
         return self._continue_texts(inputs, lengths, num_return_sequences, options)
+
+    def predict_sentiment(self, text: str, **options: Any) -> str:
+        """Return "positive" or "negative"; `llama2.tasks.sentiment`, whose options these are, says how surely."""
+        return labels.sentiment(self.llm, text, **options).label
+
+    def translate(self, text: str, *, target_language: str, **options: Any) -> str:
+        """Return a text in another language, "es" or "Spanish"; options are those of `llama2.tasks.translate`."""
+        return texts.translate(self.llm, text, target_language=target_language, **options).text
 
     def _continue_texts(self, texts: str | Sequence[str], lengths: "_Lengths", n: int, options: dict[str, Any]) -> Any:
         answers = []

@@ -9,6 +9,7 @@ from jaxtyping import install_import_hook
 
 WITH_SHAPES = [
     *("llama2.model.rope", "llama2.model.attention", "llama2.model.transformer", "llama2.model.surgery"),
+    *("llama2.model.lora", "llama2.model.blockwise", "llama2.model.quantized"),
     *("llama2.infer.sampling", "llama2.infer.cache", "llama2.infer.invariant"),
 ]
 install_import_hook(WITH_SHAPES, "beartype.beartype")  # every annotated shape and type is checked in the tests

@@ -26,7 +26,7 @@ def nothing_said_yet():
 
 def test_text_in_text_out(path):
     model = LLama2Model.from_pretrained(path)
-    text = model.generate("Once upon a time", max_length=50)
+    text = model.generate("Once upon a time", max_length=50, temperature=0)
     assert text.startswith("Once upon a time") and len(text) > 20
     ids = torch.tensor([[1, *model.llm.tokenizer.encode("Once upon a time")]])
     assert model.generate(ids, max_length=50).shape[1] <= 50
@@ -137,6 +137,14 @@ def test_what_stands_beside_the_named_lines(path, tmp_path):
         model.generate("a", max_length=-5)
     with pytest.warns(UserWarning, match="greedy"):
         model.generate("a", max_new_tokens=2, num_return_sequences=2, temperature=0)
+
+
+def test_sentiment_and_translation(path):
+    model = LLama2Model.from_pretrained(path)
+    assert model.predict_sentiment("I love this!") in ("positive", "negative")
+    text = model.translate("Hola", target_language="en", max_new_tokens=8)
+    messages = [{"role": "user", "content": "Translate into English.\nHola"}]
+    assert text == model.llm.chat(messages, max_new_tokens=8, temperature=0).strip()
 
 
 def test_preprocessing_keeps_punctuation_and_small_words():

@@ -1,6 +1,7 @@
 """Load, save and convert checkpoints of any format. The only file that knows how many formats there are.
 
-Everything streams: whatever the size of the model, one tensor is converted at a time.
+Everything streams: whatever the size of the model, one tensor is converted at a time. The folder of an adapter
+stands for its base with the adapter upon it.
 """
 
 import inspect
@@ -12,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-from llama2.checkpoint import gguf, hf, llama2c, meta
+from llama2.checkpoint import adapter, adapter_config, gguf, hf, hub, llama2c, meta
 from llama2.checkpoint.weights import Checkpoint, check_shapes, default_dtype, dtype_name, fold_ntk
-from llama2.errors import CheckpointError, TokenizerError, did_you_mean
+from llama2.errors import CheckpointError, HubError, TokenizerError, did_you_mean
 from llama2.model.config import ModelConfig
 
 
@@ -31,6 +32,30 @@ class Format(Protocol):
 
 FORMATS: tuple[Format, ...] = (hf, meta, gguf, llama2c)
 
+
+class _AdapterFolder:
+    """An adapter's folder as a format: it has a shape, but weights only together with its base."""
+
+    NAME = "adapter"
+
+    def matches(self, path: Path) -> bool:
+        return adapter.is_adapter(path)
+
+    def read_config(self, path: Path) -> ModelConfig:
+        place, *adapters = layers(path)
+        config = read_config(place)
+        for each in adapters:
+            config = adapter.with_vocabulary(each, config)
+        return config
+
+    def read(self, path: Path) -> Checkpoint:
+        raise CheckpointError(
+            f"{path} is an adapter, and its weights lie elsewhere; merge it first: llama2 merge BASE {path} OUT"
+        )
+
+
+_ADAPTER = _AdapterFolder()
+
 _TOKENIZER_FILES = {"hf": "json", "meta": "model", "llama2c": "bin"}
 _BLOCK_TYPES = ("q8_0", "q4_0")
 
@@ -42,10 +67,12 @@ def detect(path: str | Path) -> tuple[Format, Path]:
     Raises CheckpointError that lists what was looked for.
     """
     path = Path(path)
-    if path.name in ("config.json", "params.json") and path.is_file():
+    if path.name in ("config.json", "params.json", adapter_config.CONFIG) and path.is_file():
         path = path.parent
     with _readable(path):
         path.stat()
+        if _ADAPTER.matches(path):
+            return _detect_adapter(path)
         for candidate in FORMATS:
             if candidate.matches(path):
                 return candidate, path
@@ -61,6 +88,46 @@ def detect(path: str | Path) -> tuple[Format, Path]:
         f"{path} is not a checkpoint: it begins neither like GGUF nor like llama2.c's .bin; "
         "name such a file, or a folder with config.json or params.json and weights"
     )
+
+
+def _detect_adapter(path: Path) -> tuple[Format, Path]:
+    for candidate in FORMATS:
+        if candidate.matches(path):
+            raise CheckpointError(
+                f"{path} holds both an adapter ({adapter_config.CONFIG}) and a model's weights; move one of them away"
+            )
+    return _ADAPTER, path
+
+
+def layers(path: str | Path) -> list[Path]:
+    """Return where the base of an adapter's folder lies, and the adapters upon it, the lowest first.
+
+    A path that is no adapter's is its own base. A base is named by a path, from the adapter's folder or from the
+    current one, or by a hub name, and may have an adapter's folder of its own.
+    """
+    found, place = detect(path)
+    adapters: list[Path] = []
+    while found is _ADAPTER:
+        adapters.append(place)
+        found, place = detect(_base_of(place))
+        if any(place.resolve() == each.resolve() for each in adapters):
+            raise CheckpointError(f"{place / adapter_config.CONFIG}: is its own base; name a checkpoint there")
+    return [place, *reversed(adapters)]
+
+
+def _base_of(path: Path) -> Path:
+    base, revision = adapter_config.base_named(path)
+    with _readable(path):
+        for place in (path / Path(base).expanduser(), Path(base).expanduser()):
+            if place.exists():
+                return place
+    try:
+        return hub.resolve(base, revision=revision)
+    except HubError as error:
+        raise CheckpointError(
+            f"{path / adapter_config.CONFIG}: its base {base!r} is not found, neither from there nor from the current "
+            f"folder ({error}); set base_model_name_or_path there, or merge: llama2 merge BASE {path} OUT"
+        ) from error
 
 
 @contextmanager
@@ -107,12 +174,36 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def load(path: str | Path, *, dtype: str | None = None, device: str = "cpu") -> Any:
-    """Return the Transformer in a checkpoint, ready to run.
+    """Return the Transformer in a checkpoint, ready to run; of an adapter's folder the base with the adapter upon it.
 
     dtype: float32, bfloat16 or float16; the stored one if not given (for quantised files float32, from a
     billion parameters on bfloat16). Weights that need no change stay mapped from the file, which must
-    then not be altered while the model lives (replaced or deleted it may be).
+    then not be altered while the model lives (replaced or deleted it may be). Adapters are called default,
+    default2 and so on, the lowest first; their dropout is off (the model is in eval mode).
     """
+    place, *adapters = layers(path)
+    model = _load_plain(place, dtype, device)
+    for each in adapters:
+        put_on(model, each).eval()
+    return model
+
+
+def put_on(model: Any, path: str | Path, *, name: str | None = None) -> Any:
+    """Put the adapter in a folder upon a loaded Transformer, in place, and return it.
+
+    name: default if not given, or default2 and so on upon others. The base that the folder names is not looked at:
+    what must fit is the shape.
+    """
+    from llama2.model.lora import adapter_names
+
+    if not adapter.is_adapter(path):
+        raise CheckpointError(f"{path} is not an adapter's folder: it holds no {adapter_config.CONFIG}")
+    n_present = len(adapter_names(model))
+    name = name or ("default" if not n_present else f"default{n_present + 1}")
+    return adapter.put_on(model, adapter.read_adapter(path, model=model.config, name=name), name=name)
+
+
+def _load_plain(path: Path, dtype: str | None, device: str) -> Any:
     import torch
 
     from llama2.checkpoint.tensors import Unfilled, cast
@@ -132,17 +223,24 @@ def load(path: str | Path, *, dtype: str | None = None, device: str = "cpu") -> 
 
 
 def save(
-    model: Any, path: str | Path, *, format: str = "hf", dtype: str | None = None, tokenizer: Any = None
+    model: Any,
+    path: str | Path,
+    *,
+    format: str = "hf",
+    dtype: str | None = None,
+    tokenizer: Any = None,
+    generation: Mapping[str, object] | None = None,
 ) -> list[str]:
     """Write a model in any format; return notes on what the format could not keep.
 
-    dtype: the model's own if not given; for gguf also q8_0 and q4_0. Nothing is left behind on failure.
+    dtype: the model's own if not given; for gguf also q8_0 and q4_0. generation: what generation_config.json is to
+    say. Nothing is left behind on failure.
     """
     weights = {name: weight.detach() for name, weight in model.state_dict().items()}
     check_shapes(Path(path), model.config, {name: tuple(weight.shape) for name, weight in weights.items()})
     own = str(weights["tok_embeddings.weight"].dtype).removeprefix("torch.").replace("float64", "float32")
     tensors = {name: (lambda weight=weight: weight) for name, weight in weights.items()}
-    checkpoint = Checkpoint(model.config, tensors, dtype=own, path=Path(path))
+    checkpoint = Checkpoint(model.config, tensors, dtype=own, path=Path(path), generation=generation or {})
     return _write(Path(path), checkpoint, to=format, dtype=dtype, tokenizer=tokenizer, options={})
 
 

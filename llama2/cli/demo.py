@@ -20,10 +20,10 @@ def demo(model: str | None = None, /, *, out: Path | None = None, quick: bool = 
         Every stage at a hundredth of its size, in a minute; the stories are then not worth reading.
     """
     if model is None:
-        import llama2.demo
+        from llama2.demo.run import demo as show
+        from llama2.demo.size import FULL, QUICK
 
-        size = llama2.demo.QUICK if quick else llama2.demo.FULL
-        llama2.demo.demo(out or Path("llama2-demo"), size=size)
+        show(out or Path("llama2-demo"), size=QUICK if quick else FULL)
     elif out is not None or quick:
         raise RequestError("--out and --quick belong to the demo without a model; with one it is a chat")
     else:

@@ -78,10 +78,32 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "torchrun --nproc-per-node 8 -m llama2 pretrain --config run.toml",
         ),
     ),
+    "finetune": (
+        "llama2.cli.finetune:finetune",
+        "Adapt a model to examples: all of it, or a small adapter.",
+        (
+            "llama2 finetune ./Llama-2-7b-hf --data chats.jsonl --method qlora --out run",
+            "llama2 finetune llama2-demo/run/model --data llama2-demo/world/train/tasks.jsonl --show 3 --dry-run",
+        ),
+    ),
     "extend-vocabulary": (
         "llama2.cli.extend_vocabulary:extend_vocabulary",
         "Add pieces for another language or domain to a checkpoint.",
         ("llama2 extend-vocabulary stories15M-hf world/train/stories.es.txt --add 1000 --out stories15M-es",),
+    ),
+    "merge": (
+        "llama2.cli.merge:merge",
+        "Merge an adapter into its base, and see what the rounding costs.",
+        ("llama2 merge ./Llama-2-7b-hf ./adapter ./merged --text heldout.txt",),
+    ),
+    "task": (
+        "llama2.cli.task:app",
+        "Label, translate, summarise, answer or title a text; score a model on a labelled file.",
+        (
+            'llama2 task sentiment ./my-model "In the end Mia found her kite."',
+            "llama2 task translate ./my-model @story.txt --to es",
+            "llama2 task evaluate ./my-model world/heldout/tasks.jsonl --limit 200",
+        ),
     ),
     "demo": (
         "llama2.cli.demo:demo",
@@ -103,16 +125,22 @@ def make_app() -> App:
         exit_on_error=False,
         print_error=False,
     )
-    for name, (where, summary, examples) in COMMANDS.items():
-        epilogue = "\n".join(["Examples:", *(f"  {example}" for example in examples)])
-        app.command(where, name=name, help=summary, help_epilogue=epilogue)
+    for name, (where, summary, _) in COMMANDS.items():
+        # a command that has commands of its own says how it ends where it is defined
+        own = {} if where.endswith(":app") else {"help_epilogue": epilogue(name)}
+        app.command(where, name=name, help=summary, **own)
     return app
+
+
+def epilogue(command: str) -> str:
+    """Return the examples of a command."""
+    return "\n".join(["Examples:", *(f"  {example}" for example in COMMANDS[command][2])])
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
     arguments = sys.argv[1:]
-    if arguments[:1] in (["pretrain"], ["demo"]):
+    if arguments[:1] in (["pretrain"], ["finetune"], ["demo"]):
         # Before PyTorch is loaded. By default its threads wait for each other in a busy loop, and then training on two
         # cores that one other process shares is ten times slower than on one core alone.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +39,14 @@ class Batch:
         return Batch(move(self.tokens), move(self.targets), move(self.positions), documents)
 
 
-def collate(rows: Sequence[Sequence[np.ndarray]], length: int) -> Batch:
+class Span(NamedTuple):
+    """A piece of a document: n + 1 ids, and which of them are trained (None: all)."""
+
+    ids: np.ndarray
+    trained: np.ndarray | None = None
+
+
+def collate(rows: Sequence[Sequence[Span]], length: int) -> Batch:
     """Lay pieces of documents out in rows of `length`; what is left of a row is padding that trains nothing.
 
     A piece of n + 1 ids gives n positions: each of the first n ids predicts the next. Padding is token 0 in a
@@ -49,9 +57,11 @@ def collate(rows: Sequence[Sequence[np.ndarray]], length: int) -> Batch:
     targets = np.full(shape, IGNORE, np.int64)
     for r, pieces in enumerate(rows):
         at = 0
-        for document, ids in enumerate(pieces):
+        for document, (ids, trained) in enumerate(pieces):
             end = at + len(ids) - 1
             tokens[r, at:end], targets[r, at:end] = ids[:-1], ids[1:]
+            if trained is not None:
+                targets[r, at:end][~trained[1:]] = IGNORE
             positions[r, at:end], documents[r, at:end] = np.arange(end - at), document
             at = end
         positions[r, at:], documents[r, at:] = np.arange(length - at), len(pieces)

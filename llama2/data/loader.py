@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from llama2.data.batch import Batch, collate
+from llama2.data.batch import Batch, Span, collate
+from llama2.data.documents import Documents
 from llama2.data.mix import Mixture
 from llama2.data.pack import Piece, best_fit, cut
-from llama2.data.shards import Shards
 from llama2.errors import DataError
 
 Row = list[Piece]
@@ -28,7 +28,7 @@ class Loader:
 
     def __init__(
         self,
-        sets: Sequence[Shards],
+        sets: Sequence[Documents],
         *,
         weights: Sequence[float] | None = None,
         sequence_length: int,
@@ -47,11 +47,15 @@ class Loader:
         assert rows_per_step % (n_ranks * micro_batch_size) == 0
         for each in sets:
             if not (each.lengths > 1).any():
-                raise DataError(f"{each.folder} holds no document of two tokens: nothing predicts anything")
+                raise DataError(f"{each.name} holds no document of two tokens: nothing predicts anything")
         self.sets, self.length = sets, sequence_length
         self.rows_per_step, self.micro_batch_size = rows_per_step, micro_batch_size
         self.rank, self.n_ranks = rank, n_ranks
         self.packing, self.window, self.seed = packing, packing_buffer_rows, seed
+        self.fullness = 1.0
+        """Share of the positions of the rows that hold tokens, in the window that is being read."""
+        self.n_read = 0
+        """Tokens in the last step, of all ranks."""
         by_tokens = [float(each.n_tokens) for each in sets]
         lengths = [each.lengths for each in sets]
         self._mixture = Mixture(lengths, weights or by_tokens, length=sequence_length, seed=seed)
@@ -78,6 +82,7 @@ class Loader:
     def step(self) -> list[Batch]:
         """Return this rank's micro-batches of the next step."""
         rows = [self._next_row() for _ in range(self.rows_per_step)]
+        self.n_read = sum(piece.n for row in rows for piece in row)
         share = self.rows_per_step // self.n_ranks
         mine = rows[self.rank * share : (self.rank + 1) * share]
         size = self.micro_batch_size
@@ -105,31 +110,33 @@ class Loader:
         order = np.random.default_rng((self.seed, 2, self._n_windows)).permutation(len(rows))
         self._rows = [rows[i] for i in order]
         self._n_windows, self._n_taken = self._n_windows + 1, 0
+        self.fullness = sum(piece.n for piece in pieces) / (len(rows) * self.length)
 
     def _batch(self, rows: Sequence[Row]) -> Batch:
-        ids = [
-            [self.sets[piece.source].document(piece.document)[piece.start : piece.start + piece.n + 1] for piece in row]
-            for row in rows
-        ]
-        return collate(ids, self.length)
+        return collate([[span(self.sets[piece.source], piece) for piece in row] for row in rows], self.length)
+
+
+def span(documents: Documents, piece: Piece) -> Span:
+    """Return the ids of a piece, and which of them are trained."""
+    part, trained = slice(piece.start, piece.start + piece.n + 1), documents.trained(piece.document)
+    return Span(documents.document(piece.document)[part], None if trained is None else trained[part])
 
 
 def in_order(
-    shards: Shards, documents: Sequence[int], *, sequence_length: int, micro_batch_size: int
+    documents: Documents, numbers: Sequence[int], *, sequence_length: int, micro_batch_size: int
 ) -> Iterator[Batch]:
     """Yield these documents, each once and in this order, packed as they come: for evaluation."""
-    rows: list[list[np.ndarray]] = []
+    rows: list[list[Span]] = []
     room = 0
-    for number in documents:
-        ids = shards.document(number)
-        for piece in cut(0, number, len(ids), sequence_length):
+    for number in numbers:
+        for piece in cut(0, number, int(documents.lengths[number]), sequence_length):
             if piece.n > room:
                 if len(rows) == micro_batch_size:
                     yield collate(rows, sequence_length)
                     rows = []
                 rows.append([])
                 room = sequence_length
-            rows[-1].append(ids[piece.start : piece.start + piece.n + 1])
+            rows[-1].append(span(documents, piece))
             room -= piece.n
     if rows:
         yield collate(rows, sequence_length)

@@ -118,8 +118,17 @@ class Shards:
         return len(self.lengths)
 
     @property
+    def name(self) -> str:
+        return str(self.folder)
+
+    @property
     def n_tokens(self) -> int:
         return int(self.lengths.sum(dtype=np.int64))
+
+    @property
+    def n_targets(self) -> int:
+        """Tokens that one pass trains: all but the first of each document."""
+        return self.n_tokens - len(self)
 
     @cached_property
     def _starts(self) -> np.ndarray:
@@ -136,6 +145,9 @@ class Shards:
         shard = int(np.searchsorted(self.first, number, side="right")) - 1
         start = self._starts[number] - self._starts[self.first[shard]]
         return self._maps[shard][start : start + self.lengths[number]]
+
+    def trained(self, number: int) -> None:
+        """Every id is trained but the first."""
 
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.folder)

@@ -1,14 +1,31 @@
-"""Changes to a finished Transformer: its vocabulary made larger."""
+"""Changes to a finished Transformer: its vocabulary made larger, its linear layers replaced."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from llama2.errors import ConfigError
 from llama2.model.transformer import Transformer
+
+
+def replace_linears(
+    model: Transformer, make: Callable[[str, nn.Module], nn.Module], where: Callable[[str], bool]
+) -> Transformer:
+    """Put make(name, layer) in the place of every linear layer whose name `where` accepts; return the model.
+
+    Names are like layers.0.attention.wq and output. `make` may return the layer it was given. What counts as linear
+    has in_features and out_features, whatever holds its weight.
+    """
+    found = [(name, layer) for name, layer in model.named_modules() if hasattr(layer, "in_features") and where(name)]
+    for name, layer in found:
+        made = make(name, layer)
+        if made is not layer:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, made)
+    return model
 
 
 def resize_vocabulary(model: Transformer, parts: Sequence[Sequence[int]], *, n_old: int | None = None) -> Transformer:
@@ -33,6 +50,8 @@ def resize_vocabulary(model: Transformer, parts: Sequence[Sequence[int]], *, n_o
             )
     config = replace(model.config, vocab_size=max(n_rows, first + len(parts)))
     weights = model.state_dict()
+    if any(".lora_a." in name for name in weights):
+        raise ConfigError("the model has adapters, which know its old vocabulary; merge them first (llama2 merge)")
     for name in ("tok_embeddings.weight", "output.weight"):
         if name in weights:
             weights[name] = _with_means(weights[name], parts, first, config.vocab_size)

@@ -20,6 +20,12 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
+    data: tuple[Path, ...] = ()
+    """What to train on; on the command line --data for each."""
+    weights: tuple[float, ...] = ()
+    """Share of tokens from each of `data`; by default in proportion to their size."""
+    eval_data: Path | None = None
+    """What to judge by, of the same kind as `data`."""
     out: Path | None = None
     """Folder of the run: checkpoints, log, plots, report."""
     resume: bool = False
@@ -42,8 +48,9 @@ class TrainConfig(BaseModel):
     """Optimizer steps; by default n_epochs passes over the data."""
     n_epochs: float = 1.0
     """Passes over the data, where max_steps is not given."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: for the matrices of the blocks (arXiv:2502.16982), AdamW for the rest, at the same learning_rate."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """adamw8bit: AdamW with its two averages in 8 bits (arXiv:2110.02861). muon: for the matrices of the blocks
+    (arXiv:2502.16982), AdamW for the rest, at the same learning_rate."""
     learning_rate: float = 3e-4
     """At the peak of the schedule."""
     lr_scheduler: Literal["cosine", "wsd", "constant"] = "cosine"
@@ -95,15 +102,36 @@ class TrainConfig(BaseModel):
     """Steps between checkpoints; 0: only at the end and when stopped."""
     keep_last: int = 2
     """Checkpoints to keep besides the best."""
+    eval_tokens: int = 100_000
+    """How much of the held-out data each evaluation reads, in whole documents."""
+    sample_every: int = 0
+    """Steps between sample texts; 0: only at the end."""
+    sample_prompts: tuple[str, ...] = ("",)
+    """What the samples begin with, or answer."""
+    sample_tokens: int = 120
+    """Length of a sample."""
+    dry_run: bool = False
+    """Say how many steps and tokens it would be and what memory it would take, and stop there."""
     tensorboard: bool = False
     """Also write events for TensorBoard (pip install 'llama2[train]')."""
+
+    @field_validator("data", "sample_prompts", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str | Path) else value
 
     def check(self) -> None:
         """Raise ConfigError for a number out of range, or settings that exclude each other."""
         at_least_one = ("sequence_length", "batch_size", "micro_batch_size", "gradient_accumulation_steps")
-        for name in (*at_least_one, "max_steps", "tensor_parallel", "max_bad_steps", "keep_last"):
+        for name in (
+            *at_least_one, "max_steps", "tensor_parallel", "max_bad_steps", "keep_last", "eval_tokens", "sample_tokens"
+        ):  # fmt: skip
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "wanted at least 1")
+        if self.weights and len(self.weights) != len(self.data):
+            raise ConfigError(f"{len(self.weights)} weights for {len(self.data)} data sets; give one each")
+        for weight in self.weights:
+            require(weight > 0, "weights", weight, "each must be more than 0")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "adam_eps", "outlier_sigma", "eval_every"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "wanted 0 or more")
         for name in ("early_stop", "save_every", "learning_rate"):
@@ -112,7 +140,7 @@ class TrainConfig(BaseModel):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "wanted from 0 to less than 1")
         for name in ("min_lr_share", "decay_share"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "wanted a share, from 0 to 1")
-        if self.max_steps is not None and self.n_epochs != 1.0:
+        if self.max_steps is not None and self.n_epochs != type(self).model_fields["n_epochs"].default:
             raise ConfigError(f"max_steps={self.max_steps} and n_epochs={self.n_epochs} say different things; give one")
         for name in ("n_epochs", "timeout_s"):
             require(getattr(self, name) > 0, name, getattr(self, name), "wanted more than 0")
@@ -139,12 +167,8 @@ class PretrainConfig(TrainConfig):
 
     data: tuple[Path, ...] = ()
     """Token shards to train on, as llama2 prepare makes them; on the command line --data for each."""
-    weights: tuple[float, ...] = ()
-    """Share of tokens from each of `data`; by default in proportion to their size."""
     eval_data: Path | None = None
     """Token shards to judge by; by default the heldout folder of the first of `data`, if there is one."""
-    eval_tokens: int = 100_000
-    """How much of them each evaluation reads, in whole documents."""
 
     model: str | None = None
     """A model of the family by name, e.g. llama2-7b; else its numbers:"""
@@ -173,18 +197,6 @@ class PretrainConfig(TrainConfig):
     init_std: float = 0.02
     """Standard deviation of fresh weights."""
 
-    sample_every: int = 0
-    """Steps between sample texts; 0: only at the end."""
-    sample_prompts: tuple[str, ...] = ("",)
-    """What the samples begin with."""
-    sample_tokens: int = 120
-    """Length of a sample."""
-
-    @field_validator("data", "sample_prompts", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return [value] if isinstance(value, str | Path) else value
-
     def check(self) -> None:
         super().check()
         numbers = ("dim", "n_layers", "n_heads")
@@ -199,16 +211,10 @@ class PretrainConfig(TrainConfig):
             fixed = "init_from" if self.init_from else "model" if self.model and name != "init_std" else ""
             is_given = getattr(self, name) != type(self).model_fields[name].default
             require(not (fixed and is_given), name, getattr(self, name), f"{fixed} decides that; leave it out")
-        for name in ("sample_tokens", "eval_tokens"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "wanted at least 1")
         if self.rope_factor is not None and self.rope_scaling is None:
             raise ConfigError(f"rope_factor={self.rope_factor} needs rope_scaling, e.g. yarn")
         if self.rope_scaling and self.init_from is None:
             raise ConfigError(f"rope_scaling={self.rope_scaling!r} stretches a trained context; it needs init_from")
-        if self.weights and len(self.weights) != len(self.data):
-            raise ConfigError(f"{len(self.weights)} weights for {len(self.data)} data sets; give one each")
-        for weight in self.weights:
-            require(weight > 0, "weights", weight, "each must be more than 0")
 
     def fresh_model(self, vocab_size: int) -> ModelConfig:
         """Return the shape of a model that starts from nothing. Raises ConfigError."""

@@ -8,8 +8,8 @@ from itertools import islice
 import torch
 
 from llama2.data.batch import IGNORE, Batch
+from llama2.data.documents import Documents
 from llama2.data.loader import in_order
-from llama2.data.shards import Shards
 from llama2.parallel.mesh import World
 from llama2.train.loop import LossFn, Trainer
 
@@ -19,7 +19,7 @@ class Evaluation:
     """How well held-out text is predicted."""
 
     loss: float
-    """Nats per token."""
+    """Nats per trained token."""
     bits_per_byte: float
     """The same per UTF-8 byte of text, comparable between tokenizers."""
 
@@ -30,7 +30,13 @@ class Evaluation:
 
 
 def evaluate(
-    trainer: Trainer, loss_fn: LossFn, held_out: Shards, *, n_tokens: int, sequence_length: int, micro_batch_size: int
+    trainer: Trainer,
+    loss_fn: LossFn,
+    held_out: Documents,
+    *,
+    n_tokens: int,
+    sequence_length: int,
+    micro_batch_size: int,
 ) -> Evaluation:
     """Return how well the first n_tokens of a set are predicted, in whole documents, by what would be published."""
     totals = held_out.lengths.cumsum(dtype="int64")

@@ -44,13 +44,17 @@ from llama2.tokenizer.formats import save_tokenizer
 from llama2.tokenizer.tokenizer import Tokenizer
 from llama2.train.config import TrainConfig
 
+Export = Callable[[SavedState, str, Path], None]
+"""Writes saved weights, "weights" or "averaged", into a new folder."""
+
 
 class RunFolder:
     """Saves and finds checkpoints of one run."""
 
-    def __init__(self, out: Path, config: TrainConfig, world: World, model: ModelConfig, tokenizer: Tokenizer):
+    def __init__(self, out: Path, config: TrainConfig, world: World, tokenizer: Tokenizer, export: Export):
+        """export: writes what others read (a model, an adapter) from saved state."""
         self.out, self.config, self.world = out, config, world
-        self.model, self.tokenizer = model, tokenizer
+        self.tokenizer, self.export = tokenizer, export
         self.checkpoints = out / "checkpoints"
         self._writing: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -154,7 +158,7 @@ class RunFolder:
                 raise TrainingError(f"the other processes did not write their parts in {self.config.timeout_s:g} s")
             time.sleep(0.02)
         kind = "averaged" if self.config.ema_decay else "weights"
-        export(partial / "state", partial / "model", kind, self.model, self.tokenizer, self.config.dtype)
+        self.export(SavedState(partial / "state"), kind, partial / "model")
         for file in (partial / "model").iterdir():
             flush(file)
             os.replace(file, partial / file.name)
@@ -193,9 +197,10 @@ class RunFolder:
         return target
 
 
-def export(state: Path, to: Path, kind: str, config: ModelConfig, tokenizer: Tokenizer, dtype: str) -> None:
+def export_model(
+    saved: SavedState, kind: str, to: Path, *, config: ModelConfig, tokenizer: Tokenizer, dtype: str
+) -> None:
     """Write saved weights ("weights" or "averaged") as a Hugging Face folder, tensor by tensor."""
-    saved = SavedState(state)
 
     def reader(name: str) -> Callable[[], Tensor]:
         return lambda: saved.read(f"{kind}/{name}")

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama2.checkpoint.resume import SavedState
 from llama2.data.batch import Batch
 from llama2.errors import ConfigError
 from llama2.model.transformer import Transformer
 from llama2.parallel.mesh import World
 from llama2.parallel.region import Held, held
 from llama2.parallel.shard import forget_gathered, synchronise_gradients
+from llama2.train.adam8bit import Average
 from llama2.train.config import TrainConfig
 from llama2.train.guard import Guard
 from llama2.train.optim import MasterWeights, learning_rate, make_optimizers
@@ -50,13 +52,22 @@ class Step:
 class Trainer:
     """Model, optimizers, schedule and step counter."""
 
-    def __init__(self, model: Transformer, config: TrainConfig, *, n_steps: int, world: World = World()):
+    def __init__(
+        self,
+        model: Transformer,
+        config: TrainConfig,
+        *,
+        n_steps: int,
+        world: World = World(),
+        lr_scale: Callable[[str], float] = lambda name: 1.0,
+    ):
+        """lr_scale: by how much the learning rate of a weight, told by its name, differs from the schedule's."""
         self.model, self.config, self.n_steps, self.world = model, config, n_steps, world
         if config.optimizer == "muon" and world.size > 1:
             raise ConfigError(f"optimizer=muon needs whole matrices, and {world.size} processes split them; use adamw")
         separate = config.dtype == "bfloat16" and config.master_weights and world.dp == 1
         self.masters = MasterWeights(model, separate=separate)
-        self.optimizers = make_optimizers(self.masters.weights, config)
+        self.optimizers = make_optimizers(self.masters.weights, config, lr_scale)
         self.guard = Guard(config.outlier_sigma)
         self.averaged: dict[str, Tensor] = {}
         if config.ema_decay:
@@ -66,6 +77,8 @@ class Trainer:
     def step(self, batches: Sequence[Batch], loss_fn: LossFn, *, stop: bool = False) -> Step:
         """Learn from the micro-batches of one step. stop: this rank was asked to stop; all ranks get to know."""
         self.model.train()
+        # What is random in a step (dropout, noise) follows from its number, so that resuming needs no random state.
+        torch.manual_seed((self.config.seed * 1_000_003 + self.n_done) * self.world.size + self.world.rank)
         loss_sum, count = 0.0, 0
         for number, batch in enumerate(batches):
             synchronise_gradients(self.model, number == len(batches) - 1)
@@ -94,7 +107,7 @@ class Trainer:
         self.masters.scale_gradients(clip / count)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
             optimizer.step()
         self.masters.publish()
         if self.averaged:
@@ -134,18 +147,34 @@ class Trainer:
         loss_sum, total = self.world.sum([loss_sum, count])
         return loss_sum, round(total)
 
-    def tensors(self) -> dict[str, Held]:
-        """Return everything that must be saved to go on exactly, by name: weights, averages, optimizer state."""
+    def load(self, saved: SavedState, state: dict[str, Any]) -> None:
+        """Go back to where a checkpoint was written."""
+        self._make_room()
+        rounded: list[tuple[Average, Tensor]] = []
+        saved.load(self.tensors(rounded))
+        for average, values in rounded:
+            average.write(values)
+        self.state = state
+
+    def tensors(self, rounded: list[tuple[Average, Tensor]] | None = None) -> dict[str, Held]:
+        """Return everything that must be saved to go on exactly, by name: weights, averages, optimizer state.
+
+        rounded: is given the 8-bit averages, each with its numbers, which are a copy.
+        """
         kinds = {"weights": self.masters.weights, "averaged": self.averaged}
         found = {f"{kind}/{name}": each for kind, those in kinds.items() for name, each in those.items()}
         names = {id(weight): name for name, weight in self.masters.weights.items()}
         for optimizer in self.optimizers:
             for weight, state in optimizer.state.items():
-                found |= {f"optimizer {key}/{names[id(weight)]}": value for key, value in state.items()}
+                for key, value in state.items():
+                    plain = value.read() if isinstance(value, Average) else value
+                    found[f"optimizer {key}/{names[id(weight)]}"] = plain
+                    if rounded is not None and isinstance(value, Average):
+                        rounded.append((value, plain))
         like = self.masters.model_weights
         return {name: held(each, like[name.split("/", 1)[1]], self.world) for name, each in found.items()}
 
-    def make_room(self) -> None:
+    def _make_room(self) -> None:
         """Create the optimizers' state, empty, so that `tensors` has all its names before the first step."""
         for weight in self.masters.weights.values():
             weight.grad = torch.zeros_like(weight)

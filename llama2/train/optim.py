@@ -1,7 +1,8 @@
 """What changes the weights: parameter groups, learning rates over time, float32 masters of bfloat16 weights."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from llama2.parallel.region import local_part, split_names
+from llama2.train.adam8bit import AdamW8bit
 from llama2.train.config import TrainConfig
 
 
@@ -105,38 +107,33 @@ class MasterWeights:
             torch._foreach_mul_(gradients, factor)
 
 
-def make_optimizers(weights: Mapping[str, Tensor], config: TrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    weights: Mapping[str, Tensor], config: TrainConfig, lr_scale: Callable[[str], float] = lambda name: 1.0
+) -> list[torch.optim.Optimizer]:
     """Return the optimizers of all weights: AdamW, and Muon for the blocks' matrices where it is asked for.
 
     Matrices are decayed, vectors are not. Muon's update is scaled to the size that AdamW's would have
-    (arXiv:2502.16982 eq. 4), so one learning rate serves both.
+    (arXiv:2502.16982 eq. 4), so one learning rate serves both. lr_scale: a factor to it for a weight, by its name.
     """
-    has_muon = config.optimizer == "muon"
-    matrices = [each for name, each in weights.items() if has_muon and each.ndim == 2 and "layers." in name]
-    rest = [each for name, each in weights.items() if not (has_muon and each.ndim == 2 and "layers." in name)]
-    adam = [
-        {"params": [each for each in rest if each.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [each for each in rest if each.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [group for group in adam if group["params"]],
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_eps,
-            fused=_can_fuse(weights.values()),
-        )
-    ]
-    if matrices:
-        optimizers.append(
-            torch.optim.Muon(
-                matrices,
-                lr=config.learning_rate,
-                weight_decay=config.weight_decay,
-                momentum=0.95,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+    is_muons = {name: config.optimizer == "muon" and w.ndim == 2 and "layers." in name for name, w in weights.items()}
+    groups: dict[tuple[bool, bool, float], list[Tensor]] = {}
+    for name, weight in sorted(weights.items(), key=lambda each: each[1].ndim <= 1):
+        groups.setdefault((is_muons[name], weight.ndim > 1, lr_scale(name)), []).append(weight)
+    sorts: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    for (is_muon, is_decayed, scale), members in groups.items():
+        decay = config.weight_decay if is_decayed else 0.0
+        sorts[is_muon].append({"params": members, "weight_decay": decay, "lr_scale": scale})
+    optimizers: list[torch.optim.Optimizer] = []
+    if sorts[False]:
+        settings: dict[str, Any] = dict(lr=config.learning_rate, eps=config.adam_eps)
+        settings["betas"] = (config.adam_beta1, config.adam_beta2)
+        if config.optimizer == "adamw8bit":
+            optimizers.append(AdamW8bit(sorts[False], **settings))
+        else:
+            optimizers.append(torch.optim.AdamW(sorts[False], **settings, fused=_can_fuse(weights.values())))
+    if sorts[True]:
+        settings = dict(lr=config.learning_rate, weight_decay=config.weight_decay, momentum=0.95)
+        optimizers.append(torch.optim.Muon(sorts[True], **settings, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 

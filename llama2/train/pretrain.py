@@ -6,11 +6,11 @@ Llama 2, arXiv:2307.09288 sec. 2: next-token prediction, AdamW, cosine schedule,
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from llama2.checkpoint import hub, store
@@ -20,13 +20,12 @@ from llama2.errors import ConfigError, DataError, TokenizerError
 from llama2.model.config import ModelConfig
 from llama2.model.losses import next_token_loss
 from llama2.model.transformer import Transformer, fresh_weights
-from llama2.parallel.mesh import World, start
-from llama2.parallel.region import fill
-from llama2.parallel.shard import parallelize
+from llama2.parallel.mesh import start
 from llama2.tokenizer.formats import load_tokenizer
 from llama2.train.config import PretrainConfig
-from llama2.train.folder import RunFolder
+from llama2.train.folder import RunFolder, export_model
 from llama2.train.loop import Trainer
+from llama2.train.place import place_model
 from llama2.train.run import Outcome, Run
 
 
@@ -40,9 +39,11 @@ def pretrain(config: PretrainConfig) -> Outcome:
     n_steps = config.max_steps or steps_of(config, sets)
     if config.warmup_steps >= n_steps:
         raise ConfigError(f"warmup_steps={config.warmup_steps} leaves nothing of the {n_steps} steps; choose fewer")
-    folder = RunFolder(out_of(config), config, world, shape, sets[0].tokenizer())
+    tokenizer = sets[0].tokenizer()
+    export = partial(export_model, config=shape, tokenizer=tokenizer, dtype=config.dtype)
+    folder = RunFolder(out_of(config), config, world, tokenizer, export)
     folder.open()
-    model = place_model(config, shape, world)
+    model = place_model(config, shape, world, partial(first_weights, config))
     trainer = Trainer(model, config, n_steps=n_steps, world=world)
     loader = Loader(
         sets,
@@ -52,7 +53,17 @@ def pretrain(config: PretrainConfig) -> Outcome:
         rank=world.dp_rank,
         n_ranks=world.dp,
     )
-    run = Run(config, world, folder, trainer, loader, sets, held_out, next_token_loss, micro_batch)
+    run = Run(
+        config,
+        world,
+        folder,
+        trainer,
+        loader,
+        {"held-out": held_out} if held_out else {},
+        next_token_loss,
+        micro_batch=micro_batch,
+        tokens_per_epoch=sum(each.n_targets for each in sets),
+    )
     run.resume()
     return run.to_the_end()
 
@@ -61,8 +72,9 @@ def steps_of(config: PretrainConfig, sets: list[Shards]) -> int:
     """Return the steps of n_epochs passes over the data, by how full the first rows are."""
     sizes = np.concatenate([each.lengths for each in sets]).astype(np.int64) - 1
     if config.packing:
-        sample = Loader(sets, **loader_settings(config), rows_per_step=512, micro_batch_size=512).step()[0]
-        n_rows = sizes.sum() / sample.n_targets * len(sample.tokens)
+        sample = Loader(sets, **loader_settings(config), rows_per_step=1, micro_batch_size=1)
+        sample.step()
+        n_rows = sizes.sum() / (sample.fullness * config.sequence_length)
     else:
         n_rows = (-(-sizes // config.sequence_length)).sum()
     return math.ceil(config.n_epochs * float(n_rows) / config.batch_size)
@@ -135,27 +147,6 @@ def check_same_tokenizer(checkpoint: str | Path, data: Shards) -> None:
                 f"{data.folder} was made with another tokenizer than {checkpoint} has: id {number} is {one!r} in the "
                 f"data and {other!r} in the model; prepare the data with the model's own"
             )
-
-
-def place_model(config: PretrainConfig, shape: ModelConfig, world: World) -> Transformer:
-    """Return the model with its weights, split over the processes; a whole weight exists only one at a time."""
-    compute = getattr(torch, config.dtype)
-    keeps_wide = world.dp > 1 and config.dtype == "bfloat16" and config.master_weights
-    with torch.device("meta"):
-        model = Transformer(shape).to(torch.float32 if keeps_wide else compute)
-        whole = Transformer(shape)  # names and shapes, from before the model is split
-    parallelize(
-        model,
-        world,
-        activation_checkpointing=config.activation_checkpointing,
-        compile=config.compile,
-        compute_dtype=compute if keeps_wide else None,
-    )
-    model.to_empty(device=world.device)
-    parameters = dict(model.named_parameters())
-    for name, values in first_weights(config, whole):
-        fill(parameters[name], values)
-    return model
 
 
 def first_weights(config: PretrainConfig, model: Transformer) -> Iterator[tuple[str, Tensor]]:

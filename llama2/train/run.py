@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from llama2.checkpoint import store
+from llama2.data.documents import Documents
 from llama2.data.loader import Loader
-from llama2.data.shards import Shards
 from llama2.errors import CheckpointError, TrainingError
-from llama2.llm import LLM
+from llama2.llm import LLM, Prompt, SamplingOptions
 from llama2.model.config import config_fields
 from llama2.parallel.mesh import World
-from llama2.train.config import PretrainConfig
+from llama2.train.config import TrainConfig
 from llama2.train.evaluation import Evaluation, evaluate
 from llama2.train.folder import RunFolder, set_random_states
 from llama2.train.loop import LossFn, Step, Trainer
@@ -53,28 +53,47 @@ class Run:
 
     def __init__(
         self,
-        config: PretrainConfig,
+        config: TrainConfig,
         world: World,
         folder: RunFolder,
         trainer: Trainer,
         loader: Loader,
-        sets: list[Shards],
-        held_out: Shards | None,
+        held_out: Mapping[str, Documents],
         loss_fn: LossFn,
+        *,
         micro_batch: int,
+        tokens_per_epoch: float,
+        compares: bool = False,
+        as_prompt: Callable[[str], Prompt] = str,
+        chat_format: str | None = None,
     ):
+        """held_out: sets to judge by, by name; the first one decides what is best and when to stop early.
+
+        tokens_per_epoch: trained tokens in one pass over the data. compares: also judge before the first step.
+        as_prompt: what a sample prompt is for the model, a text to continue or a conversation to answer.
+        """
         self.config, self.world, self.folder, self.trainer, self.loader = config, world, folder, trainer, loader
-        self.sets, self.held_out, self.loss_fn, self.micro_batch = sets, held_out, loss_fn, micro_batch
+        self.held_out, self.loss_fn, self.micro_batch = held_out, loss_fn, micro_batch
+        self.tokens_per_epoch, self.compares = tokens_per_epoch, compares
+        self.as_prompt, self.chat_format = as_prompt, chat_format
         self.shape = trainer.model.config
+        trained = sum(each.numel() for each in trainer.masters.model_weights.values())
+        self.trained_share = min(1.0, trained / self.shape.n_parameters)
         self.n_worse = self.n_rewinds = 0
-        self.evaluation: Evaluation | None = None
+        self.before: dict[str, Evaluation] = {}
+        self.now: dict[str, Evaluation] = {}
         self.best: Evaluation | None = None
         self.signal = 0
 
     @property
     def epoch(self) -> float:
         """Passes over the data so far, by tokens trained."""
-        return self.trainer.n_tokens / sum(each.n_tokens - len(each) for each in self.sets)
+        return self.trainer.n_tokens / self.tokens_per_epoch
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """The newest on the set that decides."""
+        return next(iter(self.now.values()), None)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one and resume is set; then open the log."""
@@ -89,10 +108,11 @@ class Run:
         if newest is not None:
             self.log.write("resumed", n_done)
             self.log.say(f"resumed from {newest}, step {n_done}")
-        parameters, tokens = self.shape.n_parameters, sum(each.n_tokens for each in self.sets)
+        parameters, tokens = self.shape.n_parameters, sum(each.n_tokens for each in self.loader.sets)
+        some = "" if self.trained_share == 1 else f" ({self.trained_share:.2%} trained)"
         per_step = config.batch_size * config.sequence_length
         self.log.say(
-            f"{parameters:,} parameters, {tokens:,} tokens of data, "
+            f"{parameters:,} parameters{some}, {tokens:,} tokens of data, "
             f"{self.trainer.n_steps:,} steps of {per_step:,} tokens"
         )
 
@@ -100,12 +120,11 @@ class Run:
         """Load a checkpoint; the data goes back with it, or goes on from where it is."""
         saved, record = self.folder.read(checkpoint)
         self._check_same_run(checkpoint, record)
-        self.trainer.make_room()
-        saved.load(self.trainer.tensors())
-        self.trainer.state = record["trainer"]
+        self.trainer.load(saved, record["trainer"])
         self.best, self.n_worse = record["best"] and Evaluation(**record["best"]), record["n_worse"]
         if with_data:
-            self.evaluation = record["evaluation"] and Evaluation(**record["evaluation"])
+            for evaluations, name in ((self.before, "before"), (self.now, "now")):
+                evaluations |= {of: Evaluation(**values) for of, values in record[name].items()}
             self.loader.state = record["loader"]
             self.n_rewinds = record["n_rewinds"]
             set_random_states(record["random"])
@@ -128,7 +147,7 @@ class Run:
             raise CheckpointError(f"{checkpoint} was trained on other data; name the same shards, or begin a new run")
 
     def _data(self) -> list[list[Any]]:
-        return [[each.tokenizer_sha256, len(each), each.n_tokens] for each in self.sets]
+        return [[each.tokenizer_sha256, len(each), each.n_tokens] for each in self.loader.sets]
 
     def to_the_end(self) -> Outcome:
         """Train, and write what there is to show. Checkpoints and signals are seen to between steps."""
@@ -148,6 +167,9 @@ class Run:
     def _train(self, peak: float | None) -> bool:
         """Take all steps; return False if the run was asked to stop before."""
         trainer, config = self.trainer, self.config
+        if self.compares and not trainer.n_done:
+            self._evaluate()
+            self.before = dict(self.now)
         while trainer.n_done < trainer.n_steps:
             began = time.perf_counter()
             step = trainer.step(self.loader.step(), self.loss_fn, stop=bool(self.signal))
@@ -162,9 +184,9 @@ class Run:
             is_saving |= due(trainer.n_done, config.save_every) and not step.skipped  # never what a bad step left
             is_patient, best = True, self.best
             if self.held_out and (is_saving or due(trainer.n_done, config.eval_every)):
-                is_patient = self._evaluate(self.held_out)
+                is_patient = self._evaluate()
             if due(trainer.n_done, config.sample_every) and not is_last:
-                self._sample(LLM(trainer.model, self.folder.tokenizer))
+                self._sample(LLM(trainer.model, self.folder.tokenizer, chat_format=self.chat_format))
             is_best = self.best is not best and bool(config.early_stop)
             if is_saving or is_best or not is_patient:
                 self._save()
@@ -176,8 +198,10 @@ class Run:
         return True
 
     def _record(self, step: Step, seconds: float, peak: float | None) -> None:
-        rate = step.count / seconds
-        mfu = rate * self.shape.flops_per_token(self.config.sequence_length) / peak if peak else None
+        rate = self.loader.n_read / seconds
+        # A third of the arithmetic is the gradients of weights, which frozen ones do without.
+        flops = self.shape.flops_per_token(self.config.sequence_length) * (2 + self.trained_share) / 3
+        mfu = rate * flops / peak if peak else None
         self.log.step(
             step.step,
             loss=step.loss,
@@ -211,22 +235,26 @@ class Run:
         self.log.write("rewind", step.step, reason=f"back to step {self.trainer.n_done}")
         self.log.say(f"{self.config.max_bad_steps} bad steps in a row: back to {newest.name}; the data goes on")
 
-    def _evaluate(self, held_out: Shards) -> bool:
+    def _evaluate(self) -> bool:
         """Evaluate and log; return False if it is time to stop early."""
-        now = self.evaluation = evaluate(
-            self.trainer,
-            self.loss_fn,
-            held_out,
-            n_tokens=self.config.eval_tokens,
-            sequence_length=self.config.sequence_length,
-            micro_batch_size=self.micro_batch,
-        )
         step = self.trainer.n_done
-        self.log.write("evaluation", step, loss=now.loss, perplexity=now.perplexity, bits_per_byte=now.bits_per_byte)
-        self.log.say(
-            f"step {step}: held-out loss {now.loss:.4f}, perplexity {now.perplexity:.2f}, "
-            f"{now.bits_per_byte:.3f} bits per byte"
-        )
+        for name, documents in self.held_out.items():
+            found = self.now[name] = evaluate(
+                self.trainer,
+                self.loss_fn,
+                documents,
+                n_tokens=self.config.eval_tokens,
+                sequence_length=self.config.sequence_length,
+                micro_batch_size=self.micro_batch,
+            )
+            values = {"loss": found.loss, "perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
+            self.log.write("evaluation", step, of=name, **values)
+            self.log.say(
+                f"step {step}: {name} loss {found.loss:.4f}, perplexity {found.perplexity:.2f}, "
+                f"{found.bits_per_byte:.3f} bits per byte"
+            )
+        now = self.evaluation
+        assert now is not None
         if self.best is None or now.loss < self.best.loss:
             self.best, self.n_worse = now, 0
         else:
@@ -242,6 +270,8 @@ class Run:
             "trainer": self.trainer.state,
             "loader": self.loader.state,
             "evaluation": self.evaluation and asdict(self.evaluation),
+            "now": {name: asdict(each) for name, each in self.now.items()},
+            "before": {name: asdict(each) for name, each in self.before.items()},
             "data": self._data(),
             "model": config_fields(self.shape),
         }
@@ -256,14 +286,14 @@ class Run:
     def _conclude(self) -> Outcome:
         """Publish the model and write samples and the report."""
         model = self.folder.out / "model"
-        if self.config.early_stop:
-            self.evaluation = self.best
+        if self.config.early_stop and self.best is not None:
+            self.now[next(iter(self.now))] = self.best
         if self.world.is_first:
             newest, best = self.folder.newest(), self.folder.best()
             chosen = best if self.config.early_stop and best else newest
             assert chosen is not None
             self.folder.publish(chosen)
-            self._sample(LLM(store.load(model, device="cpu"), self.folder.tokenizer))
+            self._sample(LLM(store.load(model, device="cpu"), self.folder.tokenizer, chat_format=self.chat_format))
             page = write_report(
                 self.folder.out, title=f"Run {self.folder.out.name}", facts=self._facts(chosen),
                 settings=(self.folder.out / "run.toml").read_text(encoding="utf-8"),
@@ -278,11 +308,11 @@ class Run:
             "trained on": f"{self.trainer.n_tokens:,} tokens in {self.trainer.n_done:,} steps",
             "passes over the data": f"{self.epoch:.2f}",
         }
-        if self.evaluation:
-            now = self.evaluation
-            facts["held-out loss"] = f"{now.loss:.4f} nats per token"
-            facts["perplexity"] = f"{now.perplexity:.3f}"
-            facts["bits per byte"] = f"{now.bits_per_byte:.4f}"
+        for name, now in self.now.items():
+            was = f"{self.before[name].loss:.4f} -> " if name in self.before else ""
+            facts[f"{name} loss"] = f"{was}{now.loss:.4f} nats per token"
+            facts[f"{name} perplexity"] = f"{now.perplexity:.3f}"
+            facts[f"{name} bits per byte"] = f"{now.bits_per_byte:.4f}"
         return facts
 
     def _sample(self, llm: LLM) -> None:
@@ -292,8 +322,10 @@ class Run:
         llm.model.eval()
         room = self.shape.context_length
         for prompt in self.config.sample_prompts:
-            n = min(self.config.sample_tokens, room - len(llm.prompt_ids(prompt)))
-            text = llm.generate(prompt, max_new_tokens=max(1, n), temperature=0.8, top_p=1.0, seed=self.config.seed)
+            asked = self.as_prompt(prompt)
+            n = min(self.config.sample_tokens, room - len(llm.prompt_ids(asked)))
+            options = SamplingOptions(max_new_tokens=max(1, n), temperature=0.8, top_p=1.0, seed=self.config.seed)
+            text = ("" if isinstance(asked, str) else " ") + llm.complete(asked, **options).text
             self.log.write("sample", self.trainer.n_done, prompt=prompt, text=text)
             self.log.say("sample: " + "".join(c if c.isprintable() else " " for c in prompt + text))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from llama2.data.batch import IGNORE, collate
+from llama2.data.batch import IGNORE, Span, collate
 from llama2.data.loader import Loader, in_order
 from llama2.data.mix import Mixture
 from llama2.model.config import ModelConfig
@@ -98,7 +98,7 @@ def test_packed_equals_unpacked(make_set, window):
     (packed,) = in_order(shards, range(len(shards)), sequence_length=64, micro_batch_size=99)
     assert packed.documents is not None and len(packed.tokens) < len(shards)
     together, count, _ = next_token_loss(model, packed)
-    alone = [next_token_loss(model, collate([[shards.document(i)]], 64)) for i in range(len(shards))]
+    alone = [next_token_loss(model, collate([[Span(shards.document(i))]], 64)) for i in range(len(shards))]
     assert count == sum(n for _, n, _ in alone)
     total = sum(loss for loss, _, _ in alone)
     torch.testing.assert_close(together, total, rtol=1e-12, atol=0)
@@ -115,7 +115,7 @@ def test_changing_one_document_leaves_the_others_logits(make_set):
     first, second = np.arange(3, 20), np.arange(40, 70)
     logits = []
     for opening in (first, first[::-1].copy()):
-        batch = collate([[opening, second]], 64)
+        batch = collate([[Span(opening), Span(second)]], 64)
         logits.append(model(batch.tokens, batch.positions, batch.documents)[0, len(first) - 1 :])
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=0)
 

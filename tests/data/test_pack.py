@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import given, strategies as st
 
-from llama2.data.batch import IGNORE, collate
+from llama2.data.batch import IGNORE, Span, collate
 from llama2.data.pack import best_fit, cut
 
 
@@ -29,7 +29,7 @@ def test_best_fit_takes_the_fullest_row_that_fits():
 
 
 def test_collate_lays_out_positions_targets_and_documents():
-    batch = collate([[np.array([5, 6, 7]), np.array([8, 9])]], 5)
+    batch = collate([[Span(np.array([5, 6, 7])), Span(np.array([8, 9]))]], 5)
     assert batch.tokens.tolist() == [[5, 6, 8, 0, 0]]
     assert batch.targets.tolist() == [[6, 7, 9, IGNORE, IGNORE]]
     assert batch.positions.tolist() == [[0, 1, 0, 0, 1]]
@@ -38,4 +38,4 @@ def test_collate_lays_out_positions_targets_and_documents():
 
 
 def test_rows_of_one_document_need_no_document_mask():
-    assert collate([[np.arange(4)], [np.arange(3)], []], 5).documents is None
+    assert collate([[Span(np.arange(4))], [Span(np.arange(3))], []], 5).documents is None

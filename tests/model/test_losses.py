@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llama2.data.batch import collate
+from llama2.data.batch import Span, collate
 from llama2.model.config import ModelConfig
 from llama2.model.losses import IGNORE, cross_entropy, cross_entropy_plain, next_token_loss
 from llama2.model.transformer import build
@@ -79,7 +80,7 @@ def test_logits_never_exist_whole():
 
 def test_the_loss_of_a_batch_is_that_of_the_models_logits():
     model = build(ModelConfig(16, 2, 4, 40, 24, n_kv_heads=2), dtype=torch.float64)
-    batch = collate([[torch.arange(9).numpy(), torch.arange(5, 15).numpy()], [torch.arange(12).numpy()]], 20)
+    batch = collate([[Span(np.arange(9)), Span(np.arange(5, 15))], [Span(np.arange(12))]], 20)
     loss, count, _ = next_token_loss(model, batch)
     logits = model(batch.tokens, batch.positions, batch.documents).log_softmax(-1)
     trained = batch.targets != IGNORE

@@ -1,9 +1,10 @@
 """What can be said of one process; several are tested through the real command in tests/train."""
 
+import numpy as np
 import pytest
 import torch
 
-from llama2.data.batch import collate
+from llama2.data.batch import Span, collate
 from llama2.errors import TrainingError
 from llama2.model.config import ModelConfig
 from llama2.model.losses import next_token_loss
@@ -35,7 +36,7 @@ def test_a_gpu_that_is_not_there_is_refused():
 @pytest.mark.parametrize("kind", ["selective", "full"])
 def test_checkpointing_changes_no_gradient_and_no_name(kind):
     config = ModelConfig(16, 3, 4, 40, 24, n_kv_heads=2)
-    batch = collate([[torch.arange(9).numpy(), torch.arange(5, 15).numpy()]], 20)
+    batch = collate([[Span(np.arange(9)), Span(np.arange(5, 15))]], 20)
     plain, checked = build(config), parallelize(build(config), World(), activation_checkpointing=kind)
     for model in (plain, checked):
         next_token_loss(model, batch)[0].backward()
@@ -47,7 +48,7 @@ def test_checkpointing_changes_no_gradient_and_no_name(kind):
 
 def test_full_checkpointing_keeps_fewer_activations():
     config = ModelConfig(32, 6, 4, 40, 96)
-    batch = collate([[torch.arange(33).numpy() % 40]], 32)
+    batch = collate([[Span(np.arange(33) % 40)]], 32)
     kept = {}
     for kind in ("none", "selective", "full"):
         model = parallelize(build(config), World(), activation_checkpointing=kind)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llama2.data.batch import IGNORE, Batch, collate
+from llama2.data.batch import IGNORE, Batch, Span, collate
 from llama2.model.config import ModelConfig
 from llama2.model.losses import next_token_loss
 from llama2.model.transformer import build
@@ -16,7 +16,7 @@ CONFIG = ModelConfig(16, 2, 4, 40, 24, n_kv_heads=2)
 
 def batch(n_rows, seed=0):
     rng = np.random.default_rng(seed)
-    return collate([[rng.integers(0, 40, rng.integers(2, 20))] for _ in range(n_rows)], 20)
+    return collate([[Span(rng.integers(0, 40, rng.integers(2, 20)))] for _ in range(n_rows)], 20)
 
 
 def rows(whole, start, stop):
@@ -53,7 +53,7 @@ def test_accumulation_changes_nothing(settings):
 
 
 def test_the_mean_is_over_tokens_not_over_micro_batches():
-    long, short = batch(4, 1), collate([[np.arange(3)]], 20)
+    long, short = batch(4, 1), collate([[Span(np.arange(3))]], 20)
     step = trainer().step([long, short], next_token_loss)
     total = sum(next_token_loss(trainer().model, each)[0].item() for each in (long, short))
     assert step.loss == pytest.approx(total / (long.n_targets + 2), rel=1e-12)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llama2.evaluate.interval import wilson
+from llama2.data.interval import wilson
 
 
 @pytest.mark.parametrize(
