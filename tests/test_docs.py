@@ -101,7 +101,7 @@ def test_marked_examples_run(tmp_path):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     n_expected = 0
-    for name in ("README.md", "docs/answering.md"):
+    for name in ("README.md", "docs/answering.md", "docs/tasks.md"):
         for language, code in RUN.findall(read(name)):
             command = [sys.executable, "-W", "error", "-c", code] if language == "python" else ["bash", "-euc", code]
             done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)

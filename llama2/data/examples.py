@@ -20,6 +20,7 @@ from llama2.data.dialogues.render import render_sample
 from llama2.data.shards import INDEX, Shards, open_shards, tokenizer_digest
 from llama2.errors import DataError
 from llama2.tokenizer.tokenizer import Tokenizer
+from llama2.tokenizer.vocabulary import CONTROL
 
 TooLong = Literal["refuse", "split", "drop"]
 Row = tuple[np.ndarray, np.ndarray, int]
@@ -100,6 +101,7 @@ def collect(
     rows: list[Row] = []
     left_out: Counter[str] = Counter()
     dtype = np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32
+    sizes = _sizes(tokenizer)
     for where, each in rendered:
         if len(each.tokens) - 1 > length and too_long != "split":
             if too_long == "refuse":
@@ -111,12 +113,18 @@ def collect(
             continue
         marks = np.asarray(each.trainable, bool)
         marks[0] = False  # nothing predicts the first token
-        n_bytes = sum(len(tokenizer.token_bytes(token_id)) for token_id in np.asarray(each.tokens)[marks].tolist())
-        rows.append((np.asarray(each.tokens, dtype), marks, n_bytes))
+        ids = np.asarray(each.tokens, dtype)
+        rows.append((ids, marks, int(sizes[ids[marks]].sum())))
     if not rows:
         why = f": all {left_out['too long']} are longer than {length + 1:,} tokens" if left_out else ""
         raise DataError(f"{name} holds no example to train on{why}")
     return replace(_joined(name, tokenizer_digest(tokenizer), rows), left_out=left_out)
+
+
+def _sizes(tokenizer: Tokenizer) -> np.ndarray:
+    """Return the UTF-8 bytes of text of each token; special ones have none."""
+    kinds = tokenizer.vocabulary.types
+    return np.array([0 if kinds[i] == CONTROL else len(tokenizer.token_bytes(i)) for i in range(tokenizer.n_vocab)])
 
 
 def _joined(name: str, digest: str, rows: Sequence[Row]) -> Examples:
@@ -156,5 +164,15 @@ def open_documents(path: Path, tokenizer: Tokenizer, **settings) -> Examples | S
         return read_examples(path, tokenizer, **settings)
     shards = open_shards(path)
     if shards.tokenizer_sha256 != tokenizer_digest(tokenizer):
-        raise DataError(f"{path} was made with another tokenizer than the model's; prepare it with the model's own")
+        _check_same_ids(path, shards.tokenizer(), tokenizer)
     return shards
+
+
+def _check_same_ids(path: Path, theirs: Tokenizer, ours: Tokenizer) -> None:
+    """Raise DataError unless ids mean the same: one vocabulary has other scores as tokenizer.json and as .model."""
+    said = [list(zip(each.vocabulary.pieces, each.vocabulary.types, strict=True)) for each in (theirs, ours)]
+    if said[0] == said[1] and (theirs.bos_id, theirs.eos_id) == (ours.bos_id, ours.eos_id):
+        return
+    pairs = enumerate(zip(*said, strict=False))
+    where = next((f": id {i} is {a[0]!r} there and {b[0]!r} in the model" for i, (a, b) in pairs if a != b), "")
+    raise DataError(f"{path} was made with another tokenizer than the model's{where}; prepare it with the model's own")

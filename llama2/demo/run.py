@@ -9,10 +9,11 @@ is there is not done again, so a demo that was stopped goes on.
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -70,7 +71,7 @@ def demo(out: Path = Path("llama2-demo"), *, size: Size = FULL) -> Path:
     show_stories(load(str(run / "model"), device="cpu", max_batch=64), console, size.n_graded)
     if not (tuned / "model").exists():
         say(f"6. Taught to answer, by an adapter of rank {size.finetuning['lora_r']}: {tuned}")
-        check(teach(out, size))
+        check(finetune(taught(out, size.finetuning)))
     say("7. Held-out tasks, done by the adapted model")
     items = read_items(world / "heldout" / "tasks.jsonl", limit=size.n_tasks)
     show_tasks(load(str(tuned / "model"), device="cpu", max_batch=64), console, items)
@@ -126,13 +127,13 @@ def train(out: Path, size: Size) -> Outcome:
     return pretrain(PretrainConfig(**settings, **size.pretraining, sample_prompts=prompts))  # pyright: ignore[reportArgumentType]
 
 
-def teach(out: Path, size: Size) -> Outcome:
-    """Train an adapter on tasks and conversations, with some of the stories so that they are not forgotten."""
+def taught(out: Path, settings: Mapping[str, Any]) -> FinetuneConfig:
+    """Return how an adapter learns tasks and conversations, beside some of the stories, lest they be forgotten."""
     world = out / "world" / "train"
     data = (world / "tasks.jsonl", world / "dialogues.jsonl")
     replay = dict(replay=(out / "shards",), replay_eval=out / "heldout")
-    settings = dict(model=str(out / "run" / "model"), data=data, out=out / "tuned", resume=True, **replay)
-    return finetune(FinetuneConfig(**settings, **size.finetuning))  # pyright: ignore[reportArgumentType]
+    usual = dict(model=str(out / "run" / "model"), data=data, out=out / "tuned", resume=True)
+    return FinetuneConfig(**{**usual, **replay, **settings})
 
 
 def check(outcome: Outcome) -> None:

@@ -90,7 +90,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
         next_token_loss,
         micro_batch=micro_batch,
         tokens_per_epoch=plan.tokens_per_epoch,
-        compares=True,
+        compares=bool(data.held_out),
         as_prompt=str if config.chat_format == PLAIN else as_question,
         chat_format=None if config.chat_format == PLAIN else config.chat_format,
     )

@@ -10,8 +10,8 @@ from llama2.train.config import TrainConfig, require
 
 USUAL: dict[str, dict[str, Any]] = {
     "full": dict(learning_rate=2e-5, weight_decay=0.1),
-    "lora": dict(learning_rate=2e-4, weight_decay=0.0),
-    "qlora": dict(learning_rate=2e-4, weight_decay=0.0, dtype="bfloat16", optimizer="adamw8bit"),
+    "lora": {},
+    "qlora": dict(dtype="bfloat16", optimizer="adamw8bit"),
 }
 """Where the method decides and nothing else is said: arXiv:2307.09288 sec. 3.1 for full, arXiv:2305.14314 for QLoRA."""
 
@@ -78,6 +78,14 @@ class FinetuneConfig(TrainConfig):
     """Passes over the data, where max_steps is not given."""
     sample_prompts: tuple[str, ...] = ()
     """Questions to answer as samples."""
+    learning_rate: float = 2e-4
+    """At the peak of the schedule; 2e-5 with full if not given."""
+    weight_decay: float = 0.0
+    """Of matrices; 0.1 with full if not given."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Of weights and activations in the forward and backward pass; bfloat16 with qlora if not given."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """adamw8bit, AdamW with its two averages in 8 bits (arXiv:2110.02861), with qlora if not given."""
 
     @field_validator("replay", "target_modules", "trained_modules", mode="before")
     @classmethod

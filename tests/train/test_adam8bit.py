@@ -39,15 +39,17 @@ def test_the_first_step_of_large_weights_is_that_of_adamw():
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
 
 
-def test_fifty_steps_on_a_quadratic_stay_near_adamw():
-    """Curvatures over four powers of ten, so that small averages share blocks with large ones.
+@pytest.mark.parametrize(("decades", "bound"), [(1, 0.1), (2, 0.1), (4, 0.4)])
+def test_fifty_steps_on_a_quadratic_stay_near_adamw(decades, bound):
+    """Small averages share blocks with large ones: with curvatures over four decades, mean squares over eight.
 
-    A level of the 8-bit tables is at most 3 % from its neighbours in the upper two decades, so that a step of 8 bits
-    differs by some percent in size and never in direction: after 50 steps of at most lr each, by less than 5 % of the
-    way in the root mean square, and the loss by less than 5 % of what was gained.
+    Over the upper two decades of a block a level of the tables is at most 7 % from its neighbours, and steps differ by
+    some percent. Below, levels are up to a factor of 2.4 apart, and below 3e-7 of the block's largest a mean square is
+    held at that: there steps are shorter, so weights may lag behind, but none runs ahead by more than a quarter (measured: 0.16).
     """
     (ours, mine), (theirs, other) = both(64, 128)
-    curvature = torch.logspace(-2, 2, 128)[torch.randperm(128, generator=torch.Generator().manual_seed(2))]
+    half = decades / 2
+    curvature = torch.logspace(-half, half, 128)[torch.randperm(128, generator=torch.Generator().manual_seed(2))]
     start = ours.detach().clone()
 
     def loss(weight):
@@ -60,8 +62,21 @@ def test_fifty_steps_on_a_quadratic_stay_near_adamw():
             optimizer.step()
     way, off = (theirs - start).norm(), (ours - theirs).norm()
     gained = loss(start) - loss(theirs)
-    assert off < 0.05 * way and (loss(ours) - loss(theirs)).abs() < 0.05 * gained
     assert gained > 0.3 * loss(start)
+    assert off < bound * way and (loss(ours) - loss(theirs)).abs() < 0.02 * gained
+    assert (ours - start).abs().max() < 1.25 * (theirs - start).abs().max()
+
+
+def test_a_mean_square_is_never_rounded_to_nothing():
+    """Gradients of 1 and of 1e-5 in one block: each weight moves by about lr and none by a thousand times that."""
+    weight = torch.nn.Parameter(torch.zeros(SMALLEST))
+    optimizer = AdamW8bit([weight], **SETTINGS | {"eps": 1e-12, "weight_decay": 0.0})
+    weight.grad = torch.where(torch.arange(SMALLEST) % 2 == 0, 1.0, 1e-5)
+    optimizer.step()
+    for _ in range(5):  # the mean goes on without new gradients
+        weight.grad = torch.zeros(SMALLEST)
+        optimizer.step()
+    assert weight.abs().max() < 6 * 1e-2
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -81,14 +96,14 @@ def test_what_was_read_is_written_as_it_was(signed, size):
 
 
 def test_the_error_of_a_number():
-    """At most 2 % of it in the upper decade of its block, and of what is a millionth of the block's largest, all."""
+    """Half a step of 0.9 / 128 of the block's largest at most: 3.5 % of it or less in the upper decade."""
     values = noise(64, 256).abs() + 0.1
     average = Average(values, signed=False)
     average.write(values)
     largest = values.amax(dim=1, keepdim=True)
     upper = values > 0.1 * largest
-    assert (((average.read() - values).abs() / values)[upper] < 0.02).all()
-    assert ((average.read() - values).abs() <= 0.004 * largest).all()
+    assert (((average.read() - values).abs() / values)[upper] < 0.036).all()
+    assert ((average.read() - values).abs() <= 0.0036 * largest).all()
 
 
 def test_the_state_takes_two_bytes_a_weight():
@@ -114,4 +129,4 @@ def test_a_size_that_is_no_multiple_of_a_block():
     mine.step()
     assert mine.state[ours]["exp_avg"].read().shape == (67, 71)
     expected = 0.1 * ours.grad
-    torch.testing.assert_close(mine.state[ours]["exp_avg"].read(), expected, rtol=0, atol=0.008 * float(expected.max()))
+    torch.testing.assert_close(mine.state[ours]["exp_avg"].read(), expected, rtol=0, atol=0.008 * float(expected.abs().max()))
