@@ -67,23 +67,14 @@ def ours(config: ModelConfig, settings: dict) -> Callable[[Batch], None]:
             add_adapter(model, LORA, seed=None)
 
     def weights(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-        plain = dict(Transformer(config).named_parameters()) if config.dim < 256 else shapes(config)
-        for name, like in plain.items():
-            yield (
-                name,
-                torch.ones(like.shape) if like.ndim == 1 else torch.randn(like.shape, dtype=torch.float32) * 0.02,
-            )
-        for name, each in model.named_parameters():
-            if ".lora_" in name:
-                yield name, torch.randn(each.shape) * 0.02
+        with torch.device("meta"):
+            plain = dict(Transformer(config).named_parameters())
+        for name, like in (dict(model.named_parameters()) | plain).items():
+            values = torch.randn(like.shape, dtype=torch.float32)
+            yield name, torch.ones(like.shape) if like.ndim == 1 else 0.02 * values
 
     trainer = Trainer(place_model(run, config, World(), weights, adapt=adapt), run, n_steps=1_000_000)
     return lambda batch: trainer.step([batch], next_token_loss) and None
-
-
-def shapes(config: ModelConfig) -> dict[str, nn.Parameter]:
-    with torch.device("meta"):
-        return dict(Transformer(config).named_parameters())
 
 
 def theirs(config: ModelConfig, row: str) -> Callable[[Batch], None]:
