@@ -32,6 +32,9 @@ COMMANDS = (
     "learning storyworld",
     "learning shakespeare",
     "learning tinystories",
+    "tasks sst2",
+    "tasks multi30k",
+    "tasks csl",
 )
 
 
@@ -99,6 +102,8 @@ AIMS = (
     Aim("storyworld", "demo", "bfloat16", "zh consistent", 0.75, "docs/log.md has the table of trials."),
     Aim("shakespeare", "", "", "1.68/loss", 1.0, ""),
     Aim("tinystories", "stories260k", "bfloat16", "n-gram/loss", 1.05, ""),
+    Aim("sst2", "", "bfloat16", "accuracy", 78.0, ""),
+    Aim("multi30k", "", "bfloat16", "chrF - baseline", 10.0, ""),
 )  # fmt: skip
 
 

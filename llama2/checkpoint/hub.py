@@ -33,6 +33,8 @@ _WEIGHTS = (
     ("consolidated.*.pth",),
 )
 """The first kind of which a repository has any is fetched, the others are left."""
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+"""Fetched where there are no weights of a model; its base has a repository of its own."""
 
 
 def resolve(name_or_path: str | Path, *, revision: str | None = None) -> Path:
@@ -104,7 +106,7 @@ def _checkpoint_in(folder: Path) -> Path | None:
             return folder if any(folder.glob("tokenizer*")) else None
     except CheckpointError:
         return None
-    if meta.matches(folder):
+    if meta.matches(folder) or all((folder / name).is_file() for name in _ADAPTER):
         return folder
     files = list(folder.glob("*.gguf"))
     return files[0] if len(files) == 1 else None
@@ -131,12 +133,14 @@ def _wanted(repo: str, names: Sequence[str]) -> list[str]:
         weights = [name for name in at_root if any(fnmatch(name, pattern) for pattern in patterns)]
         if weights:
             return weights + [name for name in at_root if any(fnmatch(name, pattern) for pattern in _BESIDE)]
+    if {*_ADAPTER} <= {*at_root}:
+        return [*_ADAPTER, *(name for name in at_root if any(fnmatch(name, pattern) for pattern in _BESIDE))]
     ggufs = _ggufs(names)
     if len(ggufs) == 1:
         return ggufs
     if ggufs:
         raise HubError(f"{repo} holds several GGUF files; name one, e.g. {repo}:{ggufs[0]}{_listed(ggufs)}")
-    hint = "an adapter, to be merged into its base first" if "adapter_config.json" in names else "no model that is read"
+    hint = f"an adapter without {_ADAPTER[1]}" if _ADAPTER[0] in names else "no model that is read"
     raise HubError(f"{repo} holds {hint}: looked for model.safetensors, pytorch_model.bin, consolidated.00.pth, *.gguf")
 
 

@@ -114,15 +114,15 @@ def prepare_data(world: Path, tokenizer: Path, out: Path) -> None:
     prepare(PrepareConfig(raw=held_out, out=out / "heldout", dedup_threshold=1.0, **both))  # pyright: ignore[reportArgumentType]
     # Sentences of the story world come again, so that runs of 13 words in common do not mean a leak; 30 do.
     judged_by = dict(decontaminate=held_out, decontamination_words=30, languages=LANGUAGES)
-    parallel = PrepareConfig(raw=(world / "train" / "parallel.txt",), out=out / "parallel", verbatim=True, **plain)  # pyright: ignore[reportArgumentType]
-    prepare(parallel)
+    readers = PrepareConfig(raw=(world / "train" / "readers.txt",), out=out / "readers", verbatim=True, **plain)  # pyright: ignore[reportArgumentType]
+    prepare(readers)
     report = prepare(PrepareConfig(raw=(world / "raw",), out=out / "shards", **both, **judged_by))  # pyright: ignore[reportArgumentType]
     print_report(report)
 
 
 def train(out: Path, size: Size) -> Outcome:
-    """Pretrain on the stories, and on stories in two languages side by side."""
-    settings = dict(data=(out / "shards", out / "parallel"), eval_data=out / "heldout", out=out / "run", resume=True)
+    """Pretrain on the stories, and on readers: stories with questions, and in two languages."""
+    settings = dict(data=(out / "shards", out / "readers"), eval_data=out / "heldout", out=out / "run", resume=True)
     prompts = tuple(next(stories(0, 1, split="heldout")).opening(language) for language in LANGUAGES)
     return pretrain(PretrainConfig(**settings, **size.pretraining, sample_prompts=prompts))  # pyright: ignore[reportArgumentType]
 

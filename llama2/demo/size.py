@@ -30,10 +30,10 @@ FULL = Size(
     n_stories=12_000,
     vocab_size=2048,
     pretraining=dict(
-        weights=(0.7, 0.3), dim=160, n_layers=3, n_heads=4, ffn_dim=448, tied_embeddings=True, rope_theta=1000.0,
-        context_length=512, sequence_length=400, batch_size=10, max_steps=1800, optimizer="muon", learning_rate=1.5e-2,
-        lr_scheduler="wsd", decay_share=0.6, min_lr_share=0.02, warmup_steps=20, dtype="bfloat16", eval_every=450,
-        save_every=450, eval_tokens=30_000,
+        weights=(0.6, 0.4), dim=160, n_layers=3, n_heads=4, ffn_dim=448, tied_embeddings=True, rope_theta=1000.0,
+        context_length=512, sequence_length=400, batch_size=10, max_steps=2200, optimizer="muon", learning_rate=1.5e-2,
+        lr_scheduler="wsd", decay_share=0.6, min_lr_share=0.02, warmup_steps=20, dtype="bfloat16", eval_every=550,
+        save_every=550, eval_tokens=30_000,
     ),
     finetuning=dict(
         weights=(0.8, 0.2), replay_share=0.15, too_long="drop", lora_r=8, learning_rate=5e-3, sequence_length=400,

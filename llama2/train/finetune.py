@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -166,7 +167,9 @@ def open_data(config: FinetuneConfig, tokenizer: Tokenizer, console: Console) ->
     """Read all examples, and say what was found."""
     if not config.data:
         raise ConfigError("what to train on? name files of examples with --data")
-    reading = dict(length=config.sequence_length, too_long=config.too_long, chat_format=config.chat_format)
+    reading: dict[str, Any] = dict(
+        length=config.sequence_length, too_long=config.too_long, chat_format=config.chat_format
+    )
     tasks: list[Examples] = []
     aside: list[Examples] = []
     for path in config.data:
@@ -191,7 +194,7 @@ def open_data(config: FinetuneConfig, tokenizer: Tokenizer, console: Console) ->
     elif config.early_stop:
         raise ConfigError("early_stop needs something to judge by; give eval_data or eval_share")
     reading["too_long"] = "split"  # earlier data may be long documents
-    replay = [open_documents(path, tokenizer, **reading) for path in config.replay]
+    replay: list[Documents] = [open_documents(path, tokenizer, **reading) for path in config.replay]
     if config.replay:
         beside = config.replay[0] / "heldout"
         place = config.replay_eval or (beside if (beside / INDEX).exists() else None)
@@ -223,8 +226,16 @@ def plan_steps(config: FinetuneConfig, data: Data) -> Plan:
     density = [each.n_targets / positions_of(each) for each in data.sets]  # how much of what is read is trained
     tokens_per_epoch = per_pass * sum(w * d for w, d in zip(weights, density, strict=True))
     n_rows_packed = max(1, min(512, math.ceil(per_pass / config.sequence_length)))
-    settings = dict(weights=weights, sequence_length=config.sequence_length, packing=config.packing, seed=config.seed)
-    sample = Loader(data.sets, **settings, packing_buffer_rows=n_rows_packed, rows_per_step=1, micro_batch_size=1)
+    sample = Loader(
+        data.sets,
+        weights=weights,
+        sequence_length=config.sequence_length,
+        packing=config.packing,
+        packing_buffer_rows=n_rows_packed,
+        seed=config.seed,
+        rows_per_step=1,
+        micro_batch_size=1,
+    )
     sample.step()
     n_rows = per_pass / (sample.fullness * config.sequence_length)
     n_steps = config.max_steps or math.ceil(config.n_epochs * n_rows / config.batch_size - 1e-9)
@@ -266,6 +277,7 @@ def forecast(
         micro_batch=micro_batch,
         n_ranks=world.dp,
         is_4bit=config.method == "qlora",
+        is_cpu=world.device.type == "cpu",
     )
     n_all = shape.n_parameters + n_extra
     tell(console, told(found, n_steps=plan.n_steps, config=config, n_trained=n_trained, n_all=n_all))
@@ -293,9 +305,7 @@ def adapt(config: FinetuneConfig, lora: LoraConfig | None, model: Transformer) -
     """Change the empty model: its blocks to 4 bits, an adapter beside them."""
     if config.method == "qlora":
         compute = getattr(torch, config.dtype)
-        replace_linears(
-            model, lambda _, layer: nf4_like(layer, dtype=compute), lambda name: name.startswith("layers.")
-        )
+        replace_linears(model, lambda _, layer: nf4_like(layer, dtype=compute), lambda name: name.startswith("layers."))
     if lora is not None:
         add_adapter(model, lora, seed=None)
 
@@ -305,19 +315,13 @@ def first_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the checkpoint's weights, then a fresh adapter's."""
     if is_adapter(base):
-        weights = merged(base)
-        read = weights.__getitem__
+        weights = {name: partial(torch.Tensor.detach, weight) for name, weight in merged(base).items()}
     else:
-        checkpoint = store.read(base)
-        weights = checkpoint.tensors
-
-        def read(name: str) -> Tensor:
-            return checkpoint.tensors[name]()
-
-    for name in weights:
-        yield name, read(name)
+        weights = store.read(base).tensors
+    for name, read in weights.items():
+        yield name, read()
     if lora is not None:
-        yield from fresh_adapter(model, seed=config.seed, weight_of=read)
+        yield from fresh_adapter(model, seed=config.seed, weight_of=lambda name: weights[name]())
 
 
 def merged(folder: Path) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from llama2.model.losses import next_token_loss
 from llama2.model.transformer import Transformer, fresh_weights
 from llama2.parallel.mesh import start
 from llama2.tokenizer.formats import load_tokenizer
-from llama2.train.config import PretrainConfig
+from llama2.train.config import PretrainConfig, TrainConfig
 from llama2.train.folder import RunFolder, export_model
 from llama2.train.loop import Trainer
 from llama2.train.place import place_model
@@ -89,7 +89,7 @@ def loader_settings(config: PretrainConfig) -> dict[str, Any]:
     )
 
 
-def out_of(config: PretrainConfig) -> Path:
+def out_of(config: TrainConfig) -> Path:
     if config.out is None:
         raise ConfigError("where to? name a folder for the run with --out")
     return config.out

@@ -28,6 +28,9 @@ blockquote b { color: var(--faint); font-weight: normal } small { color: var(--f
 details { margin-top: 1rem } pre { background: var(--card); padding: 1rem; border-radius: .4rem; overflow: auto }
 """
 
+JUDGED = ("#d9812f", "#3f9b6c")
+"""Colours of the sets that are judged by: the held-out one, and earlier data."""
+
 PLOTS = {
     "loss": "Loss per token",
     "learning_rate": "Learning rate",
@@ -40,7 +43,7 @@ def write_report(out: Path, *, title: str, facts: Mapping[str, str], settings: s
     """Write OUT/report.html and a PNG per plot from OUT/log.jsonl; return the page."""
     log = read_log(out / "log.jsonl")
     steps = list({line["step"]: line for line in log if line["kind"] == "step"}.values())
-    evaluations = list({line["step"]: line for line in log if line["kind"] == "evaluation"}.values())
+    evaluations = list({(line["step"], line["of"]): line for line in log if line["kind"] == "evaluation"}.values())
     drawings = []
     for name, label in PLOTS.items():
         draw = _curve(steps, evaluations if name == "loss" else [], name, label)
@@ -61,17 +64,16 @@ def _curve(steps: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str
         axes.plot(xs, ys, color="#9cc1ea" if name == "loss" else "#4a8fd4", linewidth=0.9, label="train")
         if name == "loss":
             axes.plot(xs, _smooth(ys), color="#4a8fd4", linewidth=1.6, label="train, smoothed")
-            found = [(line["step"], line["loss"]) for line in evaluations]
-            if found:
-                axes.plot(
-                    *zip(*found, strict=True), "o-", color="#d9812f", markersize=3.5, linewidth=1.4, label="held out"
-                )
+            for of, color in zip(dict.fromkeys(line["of"] for line in evaluations), JUDGED, strict=False):
+                found = [(line["step"], line["loss"]) for line in evaluations if line["of"] == of]
+                axes.plot(*zip(*found, strict=True), "o-", color=color, markersize=3.5, linewidth=1.4, label=of)
             axes.legend(frameon=False, fontsize=8)
         for step in bad[:200]:
             axes.axvline(step, color="#c0392b", linewidth=0.6, alpha=0.6)
         axes.set_title(label, fontsize=10, loc="left")
         axes.set_xlabel("step", fontsize=8)
-        axes.set_ylim(*_limits(ys, name))
+        judged = [line["loss"] for line in evaluations]
+        axes.set_ylim(*_limits([*ys, *judged], name))
 
     return draw
 

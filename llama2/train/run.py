@@ -31,9 +31,10 @@ SECONDS_TO_ASK_AGAIN = 2.0
 
 KEPT = (
     "sequence_length", "batch_size", "packing", "seed", "weights", "optimizer", "adam_beta1", "adam_beta2",
-    "ema_decay", "dtype", "master_weights",
+    "ema_decay", "dtype", "master_weights", "method", "model", "lora_r", "lora_alpha", "lora_dropout", "target_modules",
+    "trained_modules", "rslora", "dora", "neftune_alpha", "chat_format", "replay_share",
 )  # fmt: skip
-"""Settings that a run cannot change on its way and still be the same run."""
+"""Settings that a run cannot change on its way and still be the same run; those that its command has."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Run:
 
     def _check_same_run(self, checkpoint: Path, record: dict[str, Any]) -> None:
         now, usual = self.config.model_dump(mode="json"), type(self.config)().model_dump(mode="json")
-        for name in KEPT:
+        for name in (name for name in KEPT if name in now):
             before = record["settings"].get(name, usual[name])
             if before != now[name]:
                 raise CheckpointError(
@@ -170,6 +171,7 @@ class Run:
         if self.compares and not trainer.n_done:
             self._evaluate()
             self.before = dict(self.now)
+            self.best, self.n_worse = None, 0  # what there was before is no outcome of this run
         while trainer.n_done < trainer.n_steps:
             began = time.perf_counter()
             step = trainer.step(self.loader.step(), self.loss_fn, stop=bool(self.signal))
@@ -293,7 +295,8 @@ class Run:
             chosen = best if self.config.early_stop and best else newest
             assert chosen is not None
             self.folder.publish(chosen)
-            self._sample(LLM(store.load(model, device="cpu"), self.folder.tokenizer, chat_format=self.chat_format))
+            if self.config.sample_prompts:
+                self._sample(LLM(store.load(model, device="cpu"), self.folder.tokenizer, chat_format=self.chat_format))
             page = write_report(
                 self.folder.out, title=f"Run {self.folder.out.name}", facts=self._facts(chosen),
                 settings=(self.folder.out / "run.toml").read_text(encoding="utf-8"),

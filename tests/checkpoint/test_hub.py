@@ -16,7 +16,13 @@ from urllib.parse import unquote
 import pytest
 
 from llama2.checkpoint import hub, store
+from llama2.checkpoint.adapter import write_adapter
 from llama2.errors import HubError
+from llama2.model.config import ModelConfig
+from llama2.model.lora import adapter_state, add_adapter
+from llama2.model.lora_config import LoraConfig
+from llama2.model.transformer import build
+from tests.pocket import pocket_tokenizer
 
 COMMIT = "a" * 40
 OLDER = "b" * 40
@@ -219,6 +225,18 @@ def test_a_repository_without_a_model_is_named(served, run):
     (served.root / "org" / "adapter").mkdir(parents=True)
     (served.root / "org" / "adapter" / "adapter_config.json").write_text("{}")
     assert "adapter" in run("hub.resolve('org/adapter')")
+
+
+def test_an_adapter_is_fetched_with_its_base(served, run):
+    """The adapter's repository names the base's, and holds no weights of a model."""
+    made = served.root / "org" / "adapter"
+    base = build(ModelConfig(dim=16, n_layers=1, n_heads=2, vocab_size=260, ffn_dim=24), seed=0)
+    store.save(base, served.root / "org" / "base", format="hf", tokenizer=pocket_tokenizer())
+    adapted = add_adapter(base, LoraConfig(r=2), seed=1)
+    tensors = {name: (lambda each=each: each) for name, each in adapter_state(adapted).items()}
+    write_adapter(made, tensors, LoraConfig(r=2), base="org/base", model=base.config)
+    place = "hub.resolve('org/adapter')"
+    assert run(f"print(len(store.layers({place})), *store.load({place}).adapters)") == "2 default"
 
 
 def test_an_existing_path_is_the_path(tmp_path):

@@ -226,7 +226,7 @@ def test_the_demo_without_a_model(tmp_path):
         assert done.returncode == 0, done.stderr
         assert ("4. Pretraining" in done.stdout) != is_again and ("6. Taught" in done.stdout) != is_again
         assert done.stdout.count("the same story") == 2 and done.stdout.count("% (") == 6
-    assert {path.name for path in out.iterdir()} >= {"world", "shards", "parallel", "run", "tuned", "chat", "story.gguf"}
+    assert {path.name for path in out.iterdir()} >= {"world", "shards", "readers", "run", "tuned", "chat", "story.gguf"}
     assert (out / "run" / "report.html").is_file() and (out / "run" / "model" / "config.json").is_file()
     assert (out / "tuned" / "model" / "adapter_config.json").is_file()
 

@@ -138,8 +138,8 @@ def test_a_world_is_plain_files_that_do_not_change(tmp_path):
     assert {path.parts[0] for path in files} == {"train", "heldout"}
     assert [str(path) for path in files if "train" in str(path)] == [
         "train/dialogues.jsonl",
-        "train/parallel.txt",
         "train/preferences.jsonl",
+        "train/readers.txt",
         "train/safety.jsonl",
         "train/stories.en.txt",
         "train/stories.es.txt",

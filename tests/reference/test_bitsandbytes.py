@@ -55,9 +55,7 @@ def test_codes_of_scales_differ_only_where_two_levels_are_as_near(shape):
     assert ((ours.scale_codes.int() - state.absmax.int()).abs() <= 1).all()
     centred = blocks(weight, 64).abs().amax(dim=1) - ours.scale_mean
     units = F.pad(centred, (0, -n % 256)).view(-1, 256) / ours.scale_scales[:, None]
-    mine, theirs = (
-        (table[codes.int()] - units.flatten()[:n]).abs() for codes in (ours.scale_codes, state.absmax)
-    )
+    mine, theirs = ((table[codes.int()] - units.flatten()[:n]).abs() for codes in (ours.scale_codes, state.absmax))
     assert (mine <= theirs + 1e-7).all() and (theirs - mine).max() < 1e-4
 
 
@@ -74,7 +72,7 @@ def test_the_weight_is_the_same(shape):
 
 
 def test_what_they_packed_is_read_as_ours():
-    weight, ours, codes, state = pair((96, 64))
+    weight, _, codes, state = pair((96, 64))
     taken = NF4Linear(64, 96, dtype=torch.float32)
     values = (codes, state.absmax, state.state2.absmax, state.offset)
     for name, each in zip(("codes", "scale_codes", "scale_scales", "scale_mean"), values, strict=True):

@@ -45,7 +45,8 @@ def test_fifty_steps_on_a_quadratic_stay_near_adamw(decades, bound):
 
     Over the upper two decades of a block a level of the tables is at most 7 % from its neighbours, and steps differ by
     some percent. Below, levels are up to a factor of 2.4 apart, and below 3e-7 of the block's largest a mean square is
-    held at that: there steps are shorter, so weights may lag behind, but none runs ahead by more than a quarter (measured: 0.16).
+    held at that: there steps are shorter, so weights may lag behind, but none runs ahead by more than a
+    quarter (measured: 0.16).
     """
     (ours, mine), (theirs, other) = both(64, 128)
     half = decades / 2
@@ -129,4 +130,6 @@ def test_a_size_that_is_no_multiple_of_a_block():
     mine.step()
     assert mine.state[ours]["exp_avg"].read().shape == (67, 71)
     expected = 0.1 * ours.grad
-    torch.testing.assert_close(mine.state[ours]["exp_avg"].read(), expected, rtol=0, atol=0.008 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        mine.state[ours]["exp_avg"].read(), expected, rtol=0, atol=0.008 * float(expected.abs().max())
+    )

@@ -3,7 +3,7 @@
 world/
   train/ stories.en.txt  stories.es.txt  stories.zh.txt    stories, a blank line between them
          stories.jsonl                                     {"text", "language", "title", "summary"}
-         parallel.txt                                      each story in two languages, sentence under sentence
+         readers.txt                                       stories with questions, and in two languages
          tasks.jsonl                                       {"instruction", "input", "output", "task", "language"}
          dialogues.jsonl                                   {"messages": [{"role", "content"}], "instruction", ...}
          preferences.jsonl                                 {"prompt", "chosen", "rejected", "rating", "kind", ...}
@@ -16,7 +16,6 @@ world/
 `planted.jsonl` is no text to learn from, so it stands beside raw/ and not in it.
 """
 
-import itertools
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,9 +24,10 @@ from pathlib import Path
 
 from llama2.data.storyworld import dialogues, preferences, safety
 from llama2.data.storyworld.raw import Dirt, write_raw
+from llama2.data.storyworld.readers import page
 from llama2.data.storyworld.stories import Split, Story, stories
 from llama2.data.storyworld.tasks import a_task
-from llama2.data.storyworld.words import LANGUAGES, Language
+from llama2.data.storyworld.words import LANGUAGES
 from llama2.errors import Llama2Error
 from llama2.files.staging import staged_folder
 
@@ -67,9 +67,9 @@ def _write_split(folder: Path, split: Split, n: int, seed: int, n_turns: int | N
             return stack.enter_context((folder / name).open("w", encoding="utf-8", newline="\n"))
 
         plain = {language: create(f"stories.{language}.txt") for language in LANGUAGES}
-        records, tasks, parallel = (create(name) for name in ("stories.jsonl", "tasks.jsonl", "parallel.txt"))
+        records, tasks, readers = (create(name) for name in ("stories.jsonl", "tasks.jsonl", "readers.txt"))
         for index, each in enumerate(stories(seed, n, split=split)):
-            parallel.write(side_by_side(each, *PAIRS[index % len(PAIRS)]) + "\n\n")
+            readers.write(page(each, index) + "\n\n")
             for language in LANGUAGES:
                 plain[language].write(each.text(language) + "\n\n")
             records.writelines(line(record) for record in told(each))
@@ -81,14 +81,6 @@ def _write_split(folder: Path, split: Split, n: int, seed: int, n_turns: int | N
         create("preferences.jsonl").writelines(line(preferences.record(each)) for each in pairs)
         requests = safety.safety_requests(seed, n, split=split)
         create("safety.jsonl").writelines(line(safety.record(each)) for each in requests)
-
-
-PAIRS = tuple(itertools.permutations(LANGUAGES, 2))
-
-
-def side_by_side(story: Story, first: Language, second: Language) -> str:
-    """Return a story in two languages, each sentence in the one and below it in the other."""
-    return "\n".join(f"{one}\n{other}" for one, other in zip(*map(story.sentences, (first, second)), strict=True))
 
 
 def told(story: Story) -> Iterator[dict[str, str]]:
