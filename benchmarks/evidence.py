@@ -32,6 +32,8 @@ COMMANDS = (
     "learning storyworld",
     "learning shakespeare",
     "learning tinystories",
+    "finetuning",
+    "finetune_memory",
     "tasks sst2",
     "tasks multi30k",
     "tasks csl",
@@ -49,6 +51,9 @@ class Aim:
     at_least: float
     tried: str
 
+
+LANGUAGES = ("en", "es", "zh")
+PEFT_ROWS = ("LoRA", "LoRA, checkpointing", "QLoRA", "QLoRA, checkpointing")
 
 AIMS = (
     Aim("decode", "tinyllama-1.1b", "bfloat16", "theirs/ours", 1.05, ""),
@@ -100,6 +105,12 @@ AIMS = (
     Aim("storyworld", "demo", "bfloat16", "en consistent", 0.85, ""),
     Aim("storyworld", "demo", "bfloat16", "es consistent", 0.75, ""),
     Aim("storyworld", "demo", "bfloat16", "zh consistent", 0.75, "docs/log.md has the table of trials."),
+    *(
+        Aim("finetuning", "demo", "lora", name, least, "docs/log.md, what an adapter learns in minutes.")
+        for name, least in [("answer", 90), ("sentiment", 95), ("title", 80)]
+        + [(f"translate {a}-{b}", 80) for a in LANGUAGES for b in LANGUAGES if a != b]
+    ),
+    *(Aim("finetune_memory", "tinyllama-1.1b", "bfloat16", f"{row}: ours/peft", 1.0, "") for row in PEFT_ROWS),
     Aim("shakespeare", "", "", "1.68/loss", 1.0, ""),
     Aim("tinystories", "stories260k", "bfloat16", "n-gram/loss", 1.05, ""),
     Aim("sst2", "", "bfloat16", "accuracy", 78.0, ""),

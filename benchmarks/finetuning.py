@@ -1,9 +1,9 @@
 """Does fine-tuning teach, and what does it cost what was known before? On the story world; one JSON line per variant.
 
-    python -m benchmarks.finetuning DEMO [--items 1000] [--stories 2000] [--only lora,qlora,no-replay]
+    python -m benchmarks.finetuning [DEMO] [--items 1000] [--stories 2000] [--only lora,qlora,no-replay]
 
-DEMO is the folder of a finished `llama2 demo`: its base model is taught the tasks by an adapter of rank 8, in the
-settings of the demo; then held-out tasks are done greedily, and held-out stories told and judged.
+DEMO is the folder of a finished `llama2 demo`, made anew if not given: its base model is taught the tasks by an
+adapter of rank 8, in the settings of the demo; then held-out tasks are done greedily, and held-out stories judged.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from llama2.data.storyworld.stories import stories
 from llama2.data.storyworld.tasks import TASKS, tasks
 from llama2.data.storyworld.words import LANGUAGES
 from llama2.demo.judge import tell
-from llama2.demo.run import taught
+from llama2.demo.run import demo, taught
 from llama2.demo.size import FULL
 from llama2.llm import load
 from llama2.tasks.evaluate import evaluate_tasks
@@ -57,10 +57,10 @@ def consistency(model: Path, n_stories: int) -> float:
     return sum(found.is_consistent for found in told) / len(told)
 
 
-def run(demo: Path, variant: str, folder: Path, n_items: int, n_stories: int, before: float) -> None:
+def run(made: Path, variant: str, folder: Path, n_items: int, n_stories: int, before: float) -> None:
     settings = {**FULL.finetuning, "resume": False, "out": folder / variant, **VARIANTS[variant]}
     began = time.perf_counter()
-    outcome = finetune(taught(demo, settings))
+    outcome = finetune(taught(made, settings))
     seconds = time.perf_counter() - began
     assert outcome.model is not None
     llm = load(str(outcome.model), device="cpu", max_batch=64)
@@ -82,15 +82,18 @@ def run(demo: Path, variant: str, folder: Path, n_items: int, n_stories: int, be
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("demo", type=Path)
+    parser.add_argument("demo", type=Path, nargs="?")
     parser.add_argument("--items", type=int, default=1000)
     parser.add_argument("--stories", type=int, default=2000)
     parser.add_argument("--only", default=",".join(VARIANTS))
     options = parser.parse_args(arguments)
-    before = consistency(options.demo / "run" / "model", options.stories)
     with TemporaryDirectory() as folder:
+        made = options.demo or Path(folder) / "demo"
+        if options.demo is None:
+            demo(made, size=FULL)
+        before = consistency(made / "run" / "model", options.stories)
         for variant in options.only.split(","):
-            run(options.demo, variant, Path(folder), options.items, options.stories, before)
+            run(made, variant, Path(folder), options.items, options.stories, before)
 
 
 if __name__ == "__main__":

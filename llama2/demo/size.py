@@ -36,8 +36,8 @@ FULL = Size(
         save_every=550, eval_tokens=30_000,
     ),
     finetuning=dict(
-        weights=(0.8, 0.2), replay_share=0.15, too_long="drop", lora_r=8, learning_rate=5e-3, sequence_length=400,
-        batch_size=10, max_steps=1000, warmup_steps=20, dtype="bfloat16", eval_every=250, save_every=250,
+        weights=(0.85, 0.15), replay_share=0.15, too_long="drop", lora_r=8, learning_rate=1e-2, sequence_length=400,
+        batch_size=10, max_steps=1100, warmup_steps=20, dtype="bfloat16", eval_every=250, save_every=250,
         eval_tokens=20_000,
     ),
     n_graded=100,
