@@ -114,7 +114,11 @@ AIMS = (
     Aim("shakespeare", "", "", "1.68/loss", 1.0, ""),
     Aim("tinystories", "stories260k", "bfloat16", "n-gram/loss", 1.05, ""),
     Aim("sst2", "", "bfloat16", "accuracy", 78.0, ""),
-    Aim("multi30k", "", "bfloat16", "chrF - baseline", 10.0, ""),
+    Aim(
+        "multi30k", "", "bfloat16", "chrF - baseline", 10.0,
+        "The dictionary is the best of 1 to 40 rounds; after 5 it has 43.9 instead of 51.7. Tried: 3 x 256 with four "
+        "heads, half the batch and 6 passes, half the learning rate; docs/log.md.",
+    ),
 )  # fmt: skip
 
 

@@ -238,7 +238,10 @@ def test_two_runs_at_once_in_one_folder_are_refused(raw, tokenizer, tmp_path):
     first = subprocess.Popen(command(raw, tokenizer, out), stderr=subprocess.DEVNULL)
     while not (out / "work" / "rank-0.lock").exists():
         time.sleep(0.002)
+    time.sleep(0.05)  # the file is there before it is locked
+    first.send_signal(signal.SIGSTOP)  # or it may be done before the second has begun, where the machine is busy
     second = subprocess.run(command(raw, tokenizer, out), capture_output=True, text=True)
+    first.send_signal(signal.SIGCONT)
     assert first.wait() == 0
     assert second.returncode == 2 and "another llama2 prepare" in second.stderr
 
