@@ -162,7 +162,10 @@ def main(arguments: list[str]) -> None:
         for name in ROWS
         if name in found and f"peft {name}" in found
     }
-    report("finetune_memory", {"model": options.model, "dtype": "bfloat16", "tokens": T, "rows": found, **ratios})
+    values = {f"{row}: {name}": value for row, each in found.items() for name, value in each.items()}
+    others = max(values.pop(f"{row}: others") for row in found)
+    facts = {"model": options.model, "dtype": "bfloat16", "tokens": T}
+    report("finetune_memory", {**facts, **values, **ratios, "others_cpu": others})
 
 
 if __name__ == "__main__":
