@@ -75,6 +75,7 @@ def test_dynamic_rope_turns_by_each_prompts_own_length(batch_invariant):
         assert done.logprobs[0] == pytest.approx(expected[done.tokens[0]].item(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_tokens_do_not_depend_on_the_crowd_over_ten_thousand_tokens():
     model = lively(ModelConfig(64, 3, 4, 300, 96, n_kv_heads=2, context_length=512))
     params = [SamplingParams(max_new_tokens=320, seed=i, temperature=1.0, top_p=1.0) for i in range(32)]
