@@ -329,9 +329,12 @@ def load(
     """
     path = hub.resolve(model, revision=revision)
     checkpoint, n_rows = store.read(store.layers(path)[0]), store.read_config(path).vocab_size
-    vocabulary = _tokenizer_for(*(_beside(path) if tokenizer is None else [Path(tokenizer)]))
-    if tokenizer is not None and isinstance(vocabulary, TokenizerMissing):
-        raise vocabulary
+    try:
+        vocabulary = tokenizer_of(path) if tokenizer is None else load_tokenizer(Path(tokenizer))
+    except TokenizerMissing as error:
+        if tokenizer is not None:
+            raise
+        vocabulary = error
     if isinstance(vocabulary, Tokenizer) and vocabulary.n_vocab > n_rows:
         raise TokenizerError(
             f"the tokenizer of {path} has ids up to {vocabulary.n_vocab - 1}, the model only "
@@ -351,28 +354,14 @@ def load(
 
 def tokenizer_of(path: Path) -> Tokenizer:
     """Return the tokenizer of a checkpoint, or of an adapter: its own before its base's. Raises TokenizerMissing."""
-    found = _tokenizer_for(*_beside(path))
-    if isinstance(found, TokenizerMissing):
-        raise found
-    return found
-
-
-def _beside(path: Path) -> list[Path]:
-    """Return where the tokenizer of a checkpoint or an adapter may lie."""
     base, *adapters = store.layers(path)
-    return [*reversed(adapters), base] if adapters else [path]
-
-
-def _tokenizer_for(*places: Path) -> Tokenizer | TokenizerMissing:
-    """Return the first tokenizer that there is."""
-    missing = None
-    for place in places:
+    *others, last = [*reversed(adapters), base] if adapters else [path]
+    for place in others:
         try:
             return load_tokenizer(place)
-        except TokenizerMissing as error:
-            missing = missing or error
-    assert missing is not None
-    return missing
+        except TokenizerMissing:
+            continue
+    return load_tokenizer(last)
 
 
 def default_device() -> torch.device:
