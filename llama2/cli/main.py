@@ -142,8 +142,10 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments[:1] in (["pretrain"], ["finetune"], ["demo"]):
         # Before PyTorch is loaded. By default its threads wait for each other in a busy loop, and then training on two
-        # cores that one other process shares is ten times slower than on one core alone.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        # cores that one other process shares is ten times slower than on one core alone; to sleep at once costs a
+        # quarter of the speed where nothing else runs. So they turn a short while (docs/log.md).
+        if "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     is_debug = arguments[-1:] == ["--debug"]  # last, since elsewhere it may be somebody's text
     if is_debug:
         arguments = arguments[:-1]
