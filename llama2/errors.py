@@ -9,6 +9,7 @@
      |- TrainingError     a run cannot begin, or cannot go on
      |- ChatError         a conversation cannot be turned into tokens
      |- RequestError      a request for text asks for something impossible
+     |   `- QueueFull         too many wait already
      `- HubError          a repository cannot be fetched
 
 A message names the thing, the value it had, the value wanted and the way out.
@@ -53,6 +54,10 @@ class ChatError(Llama2Error):
 
 class RequestError(Llama2Error):
     """A request for text asks for something impossible."""
+
+
+class QueueFull(RequestError):
+    """Too many requests wait already."""
 
 
 class HubError(Llama2Error):

@@ -1,102 +1,172 @@
-"""Keys and values of what was read so far: one dense block of memory per layer.
+"""Keys and values of what was read so far, in blocks; and the attention over them.
 
-A key is visible iff it does not stand after the query, so whatever lies in a row beyond its sequence's
-end (padding of a ragged batch, an earlier sequence) is never seen, and is overwritten in time.
+    pool       [blocks, BLOCK, K, Dh] for each layer; block b holds 16 positions of some sequence
+    place      says before a forward pass which tokens come, flattened to one row [1 N], and where they belong
+    attend     writes their keys and values, then attends sequence by sequence
+
+Where the blocks of a sequence follow each other in the pool, its keys are a view of the pool; else they are gathered.
+
+With `is_invariant` the numbers of a position depend on nothing but the tokens up to it: neither on the other sequences
+nor on how many positions of its own are computed at once. Each query is then a problem of its own, over the keys up to
+the end of its tile of 16 positions, those after the query masked; problems of the same size are computed together,
+which changes no bit of them (`tests/infer/test_invariant.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from llama2.infer.blocks import BLOCK
+from llama2.infer.sequence import Span
 from llama2.model.attention import attend, visible
 from llama2.model.config import ModelConfig
 
-GROWTH = 256
+GATHER_BYTES = 1 << 20
+"""Longer keys than this are attended to one sequence at a time, where they lie; shorter ones are gathered in one batch."""
 
 
-class DenseCache:
-    """Rows of keys and values; capacity grows by itself. Tell it with `place` where the next tokens stand."""
+@dataclass(frozen=True)
+class _Job:
+    """Some queries, and the keys that all of them look at."""
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device):
-        self.window = config.sliding_window
-        shape = (0, config.n_kv_heads, 0, config.head_dim)
-        self.k = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]  # [R K S Dh]
+    queries: slice | Int[Tensor, " Q"]
+    """Which of the N new tokens."""
+    keys: slice | Int[Tensor, "R S"]
+    """Positions in the flattened pool: of one sequence in one piece, or a row for each sequence."""
+    mask: Bool[Tensor, "Q T S"] | None
+    """None: causal if there are as many keys as queries, else everything is seen."""
+    is_single: bool
+    """Each query is a problem of its own, T = 1; else they are one problem of T queries."""
+
+
+class PagedCache:
+    """Blocks of keys and values for any number of sequences (`model.attention.Cache`)."""
+
+    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device, is_invariant: bool):
+        self.config, self.is_invariant = config, is_invariant
+        shape = (0, config.n_kv_heads, config.head_dim)
+        self.k = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]  # [blocks * BLOCK K Dh]
         self.v = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
+        self.device = device
+        self.jobs: list[_Job] = []
+
+    @property
+    def bytes_per_block(self) -> int:
+        return 2 * self.config.n_layers * BLOCK * self.config.n_kv_heads * self.config.head_dim * self.k[0].itemsize
+
+    def grow(self, n_blocks: int) -> None:
+        """Make room for this many blocks in all, keeping what is there."""
+        for store in (self.k, self.v):
+            for layer, old in enumerate(store):
+                new = old.new_zeros(n_blocks * BLOCK, *old.shape[1:])
+                new[: len(old)] = old
+                store[layer] = new
 
     def clear(self) -> None:
-        """Overwrite everything with zeros; the sequences in it are lost."""
+        """Overwrite everything with zeros."""
         for store in (*self.k, *self.v):
             store.zero_()
 
-    def reserve(self, n_rows: int, n_tokens: int) -> None:
-        """Make room for at least this many rows and tokens per row, keeping what is there."""
-        rows, _, tokens, _ = self.k[0].shape
-        if n_rows <= rows and n_tokens <= tokens:
-            return
-        if n_tokens > tokens:
-            n_tokens = -(-max(n_tokens, tokens * 3 // 2) // GROWTH) * GROWTH
-        n_rows, n_tokens = max(n_rows, rows), max(n_tokens, tokens)
-        for store in (self.k, self.v):
-            for layer, old in enumerate(store):
-                new = old.new_zeros((n_rows, old.shape[1], n_tokens, old.shape[3]))
-                new[:rows, :, :tokens] = old
-                store[layer] = new
-
-    def copy_row(self, source: int, target: int, n_tokens: int) -> None:
-        """Let row `target` begin with the first n_tokens of row `source`."""
+    def copy_block(self, source: int, target: int) -> None:
         for store in (*self.k, *self.v):
-            store[target, :, :n_tokens] = store[source, :, :n_tokens]
+            blocks = store.view(-1, BLOCK, *store.shape[1:])
+            blocks[target] = blocks[source]
 
-    def place(self, first_row: int, positions: Int[Tensor, "B T"], *, lengths: Sequence[int], by_row: bool) -> None:
-        """The next forward pass brings tokens for rows first_row.. at these positions.
+    def place(self, spans: Many[Span]) -> None:
+        """The next forward pass brings the tokens of these spans, one after the other in a single row."""
+        tables = [torch.tensor(span.sequence.blocks) for span in spans]
+        slots = [_slots(table, span.start, span.end) for table, span in zip(tables, spans, strict=True)]
+        self.slots = torch.cat(slots).to(self.device)
+        at, self.jobs = 0, []
+        placed = []
+        for table, span in zip(tables, spans, strict=True):
+            placed.append((table, span, at))
+            at += len(span.tokens)
+        if self.is_invariant:
+            self._plan_invariant(placed)
+        else:
+            self._plan_fast(placed)
 
-        positions: consecutive in each row. lengths: each row's largest position + 1, known to the caller without
-        asking the device. by_row: attend to each row by itself, over exactly its own keys, so that its bits do
-        not depend on the others.
-        """
-        n_rows, n_new = positions.shape
-        self.reserve(first_row + n_rows, max(lengths))
-        self.rows = range(first_row, first_row + n_rows)
-        self.index = (torch.arange(first_row, first_row + n_rows, device=positions.device)[:, None], positions)
-        self.lengths = lengths
-        self.span = slice(lengths[0] - n_new, lengths[0]) if len(set(lengths)) == 1 else None
-        self.is_fresh = n_new == max(lengths) and n_new > 1 and self.window is None  # nothing before these tokens
-        self.by_row = by_row and n_new == 1
-        self.mask = None
-        if not self.is_fresh and not self.by_row and (n_rows > 1 or n_new > 1 or self.window is not None):
-            keys = torch.arange(max(lengths), device=positions.device)[None]
-            self.mask = visible(positions, keys, window=self.window)
+    def _plan_invariant(self, placed: list[tuple[Tensor, Span, int]]) -> None:
+        for table, span, at in placed:
+            position = span.start
+            while position < span.end:
+                end = min(span.end, (position // BLOCK + 1) * BLOCK)
+                last = (position // BLOCK + 1) * BLOCK
+                first = 0 if self.config.sliding_window is None else self._first_seen(position // BLOCK * BLOCK)
+                queries = slice(at + position - span.start, at + end - span.start)
+                seen = visible(
+                    torch.arange(position, end)[:, None], torch.arange(first, last)[None], window=self.config.sliding_window
+                )  # [Q 1 S]
+                self.jobs.append(_Job(queries, self._keys(table, first, last), seen.to(self.device), is_single=True))
+                position = end
+
+    def _plan_fast(self, placed: list[tuple[Tensor, Span, int]]) -> None:
+        singles = [each for each in placed if len(each[1].tokens) == 1]
+        width = self.config.n_kv_heads * self.config.head_dim * self.k[0].itemsize
+        if len(singles) > 1 and max(span.end for _, span, _ in singles) * width <= GATHER_BYTES:
+            self.jobs.append(self._gathered(singles))
+            placed = [each for each in placed if len(each[1].tokens) > 1]
+        for table, span, at in placed:
+            n, window = len(span.tokens), self.config.sliding_window
+            first = 0 if window is None else self._first_seen(span.start)
+            is_fresh, is_one = span.start == 0 and window is None, n == 1
+            mask = None
+            if not is_fresh and not (is_one and window is None):
+                mask = visible(torch.arange(span.start, span.end)[None], torch.arange(first, span.end)[None], window=window)
+                mask = mask.to(self.device)
+            self.jobs.append(_Job(slice(at, at + n), self._keys(table, first, span.end), mask, is_single=is_one))
+
+    def _gathered(self, singles: list[tuple[Tensor, Span, int]]) -> _Job:
+        """One problem for each of many sequences, all as long as the longest."""
+        longest = max(span.end for _, span, _ in singles)
+        positions = torch.tensor([[span.start] for _, span, _ in singles])
+        keys = torch.zeros(len(singles), longest, dtype=torch.long)
+        for row, (table, span, _) in enumerate(singles):
+            keys[row, : span.end] = _slots(table, 0, span.end)
+        queries = torch.tensor([at for *_, at in singles])
+        mask = visible(positions, torch.arange(longest)[None], window=self.config.sliding_window)
+        return _Job(queries.to(self.device), keys.to(self.device), mask.to(self.device), is_single=True)
+
+    def _first_seen(self, position: int) -> int:
+        """Return the first position that a query there may see, rounded down to a tile."""
+        assert self.config.sliding_window is not None
+        return max(0, position - self.config.sliding_window + 1) // BLOCK * BLOCK
+
+    def _keys(self, table: Int[Tensor, " n"], first: int, last: int) -> slice | Tensor:
+        """Return where the keys of positions first..last-1 lie."""
+        used = table[first // BLOCK : -(-last // BLOCK)]
+        if len(used) == 1 or bool((used.diff() == 1).all()):
+            start = int(used[0]) * BLOCK + first % BLOCK
+            return slice(start, start + last - first)
+        return _slots(table, first, last)[None].to(self.device)
 
     def attend(
-        self, layer: int, q: Float[Tensor, "B T H Dh"], k: Float[Tensor, "B T K Dh"], v: Float[Tensor, "B T K Dh"]
-    ) -> Float[Tensor, "B T H Dh"]:
-        """Keep k and v, and attend over all that each query may see (`model.attention.Cache`)."""
-        self._keep(self.k[layer], k)
-        self._keep(self.v[layer], v)
-        if self.is_fresh:
-            return attend(q, k, v)
-        if not self.by_row:
-            return attend(q, *self._kept(layer, slice(self.rows.start, self.rows.stop), max(self.lengths)), self.mask)
-        outs = [
-            attend(q[i : i + 1], *self._kept(layer, slice(row, row + 1), length, self.window))
-            for i, (row, length) in enumerate(zip(self.rows, self.lengths, strict=True))
-        ]
-        return torch.cat(outs)
+        self, layer: int, q: Float[Tensor, "1 N H Dh"], k: Float[Tensor, "1 N K Dh"], v: Float[Tensor, "1 N K Dh"]
+    ) -> Float[Tensor, "1 N H Dh"]:
+        """Keep k and v, and attend over all that each query may see."""
+        keys, values = self.k[layer], self.v[layer]
+        keys[self.slots], values[self.slots] = k[0], v[0]
+        outs = [self._attend(job, q[0, job.queries], keys[job.keys], values[job.keys]) for job in self.jobs]
+        if len(outs) == 1:
+            return outs[0][None]
+        out = torch.empty_like(q[0])
+        for job, each in zip(self.jobs, outs, strict=True):
+            out[job.queries] = each
+        return out[None]
 
-    def _keep(self, store: Float[Tensor, "R K S Dh"], new: Float[Tensor, "B T K Dh"]) -> None:
-        """Write where `place` said; where all rows stand alike that is a plain copy."""
-        if self.span is not None:
-            store[self.rows.start : self.rows.stop, :, self.span] = new.transpose(1, 2)
-        else:
-            rows, positions = self.index
-            store[rows, :, positions] = new
+    def _attend(self, job: _Job, q: Float[Tensor, "Q H Dh"], k: Tensor, v: Tensor) -> Float[Tensor, "Q H Dh"]:
+        k, v = (each if each.ndim == 4 else each[None] for each in (k, v))  # [R S K Dh], R = 1 or Q
+        if not job.is_single:
+            return attend(q[None], k, v, job.mask)[0]
+        k, v = k.expand(len(q), -1, -1, -1), v.expand(len(q), -1, -1, -1)
+        return attend(q[:, None], k, v, job.mask)[:, 0]
 
-    def _kept(
-        self, layer: int, rows: slice, length: int, window: int | None = None
-    ) -> tuple[Float[Tensor, "B S K Dh"], Float[Tensor, "B S K Dh"]]:
-        """Return views of the keys and values of some rows, up to a length, or the last `window` of those."""
-        start = max(0, length - window) if window else 0
-        k, v = (store[layer][rows, :, start:length].transpose(1, 2) for store in (self.k, self.v))
-        return k, v
+
+def _slots(table: Int[Tensor, " n"], start: int, end: int) -> Int[Tensor, " T"]:
+    """Return where positions start..end-1 of a sequence lie in the flattened pool."""
+    positions = torch.arange(start, end)
+    return table[positions // BLOCK] * BLOCK + positions % BLOCK

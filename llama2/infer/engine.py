@@ -1,119 +1,210 @@
 """The engine: many requests, one model. Ids go in, ids come out; it never sees text.
 
-Each `step` first admits waiting answers into free rows and reads their prompts (one padded batch, equal
-prompts once), then gives every running answer its next token. Rows stay packed: 0..n_running-1.
+    add -> waiting -> step: schedule -> run -> sample -> ... -> finished | abort
 
-    add -> waiting -> step: [prefill] -> running -> step: [decode] -> ... -> finished | abort
+Each `step` reads what the scheduler planned, the newest token of every answer under way and chunks of new prompts, in
+one forward pass, and chooses the next token of every answer that is read to its end.
 """
 
+import os
 import secrets
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence as Many
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from llama2.errors import Llama2Error, RequestError
-from llama2.infer.cache import DenseCache
-from llama2.infer.invariant import ROW_INVARIANT
-from llama2.infer.request import Completion, FinishReason, Request, SamplingParams, Token
+from llama2.errors import Llama2Error, QueueFull, RequestError
+from llama2.infer.beam import Beams
+from llama2.infer.blocks import BLOCK, BlockPool
+from llama2.infer.request import Completion, FinishReason, Request, Token, TopLogprobs
+from llama2.infer.runner import Runner
 from llama2.infer.sampling import choose, needs_penalties, penalise, uniform
-from llama2.model.arithmetic import FAST, computing
+from llama2.infer.scheduler import Scheduler
+from llama2.infer.sequence import Sequence, Span
+from llama2.infer.speculative import Drafter, Speculation
+from llama2.model.lora import adapter_config
 from llama2.model.transformer import Transformer
 
-MAX_PREFILL_TOKENS = 8192
 
+@dataclass(frozen=True)
+class Stats:
+    """What the engine is doing, and what it has done since it began."""
 
-@dataclass(eq=False)
-class _Answer:
-    """One of a request's n answers on its way."""
-
-    request: Request
-    index: int
-    seed: int
-    tokens: list[int] = field(default_factory=list)
-
-    @property
-    def params(self) -> SamplingParams:
-        return self.request.params
-
-    @property
-    def length(self) -> int:
-        return len(self.request.prompt) + len(self.tokens)
+    n_waiting: int
+    n_running: int
+    n_blocks: int
+    """Blocks of 16 positions that exist; more are made up to the limit."""
+    n_blocks_held: int
+    n_steps: int
+    n_prompt_tokens: int
+    n_cached_tokens: int
+    """Prompt tokens that were found in the cache and not read again."""
+    n_new_tokens: int
+    n_preempted: int
+    n_aborted: int
+    n_drafted: int
+    n_accepted: int
+    """Drafted tokens that were right."""
 
 
 class Engine:
     """Continues token sequences. Not thread-safe: one owner calls add, step and abort."""
 
-    def __init__(self, model: Transformer, *, max_batch: int = 32, batch_invariant: bool | None = None):
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        max_batch: int = 32,
+        batch_invariant: bool | None = None,
+        max_step_tokens: int = 2048,
+        cache_tokens: int | None = None,
+        max_waiting: int | None = None,
+        prefix_cache: bool = True,
+        drafter: Drafter | None = None,
+    ):
         """batch_invariant: an answer's bits do not depend on who else is answered; None means for float32 and up.
 
-        It costs speed where few answers run at once, and prompts are read one by one. Without it a text may
-        change with its company, because matrix products of different shapes differ in their last bits.
+        It costs speed where few answers run at once. Without it a text may change with its company, with what the
+        cache holds and with how prompts are cut into chunks, because matrix products of different shapes differ in
+        their last bits.
+
+        max_step_tokens: at most this many are read in a step; longer prompts are read in chunks. cache_tokens: room
+        for keys and values, in tokens over all sequences; None: for max_batch full contexts, in half of the free
+        memory at most. max_waiting: more requests than that are refused. prefix_cache: prompts that begin alike are
+        read once. drafter: proposes tokens that are checked several at a time (`speculative.py`).
         """
-        self.model = model
-        self.max_batch = max_batch
+        config = model.config
+        if model.rotation.is_dynamic:
+            # Keys are turned by the length that was known when they were written: a prompt is read in one piece.
+            max_step_tokens, prefix_cache, drafter = max_batch * config.context_length, False, None
+        self.model, self.max_waiting, self.prefix_cache = model, max_waiting, prefix_cache
         weight = model.tok_embeddings.weight
-        self.device = weight.device
         self.batch_invariant = weight.dtype.itemsize >= 4 if batch_invariant is None else batch_invariant
-        # Padding would lengthen the shorter prompts, and dynamic RoPE turns by a prompt's length.
-        self.reads_one_by_one = self.batch_invariant or model.rotation.is_dynamic
-        self.cache = DenseCache(model.config, dtype=weight.dtype, device=weight.device)
-        self.waiting: deque[_Answer] = deque()
-        self.running: list[_Answer] = []
+        self.runner = Runner(model, is_invariant=self.batch_invariant)
+        self.pool = BlockPool()
+        fits = free_memory(weight.device) // 2 // self.runner.cache.bytes_per_block
+        wanted = max_batch * (config.context_length // BLOCK + 1) if cache_tokens is None else cache_tokens // BLOCK
+        self.scheduler = Scheduler(
+            self.pool,
+            max_batch=max_batch,
+            max_step_tokens=max(max_step_tokens, max_batch),
+            max_blocks=wanted if cache_tokens is not None else max(min(wanted, fits), config.context_length // BLOCK + 2),
+            on_grow=self.runner.cache.grow,
+            on_copy=self.runner.cache.copy_block,
+        )
+        self.speculation = Speculation(drafter)
+        self.beams: dict[str, Beams] = {}
+        self.n_steps = self.n_prompt_tokens = self.n_cached_tokens = self.n_new_tokens = self.n_aborted = 0
+        self._fingerprint = self.runner.fingerprint()
+
+    @property
+    def stats(self) -> Stats:
+        scheduler, speculation = self.scheduler, self.speculation
+        return Stats(
+            n_waiting=len(scheduler.waiting),
+            n_running=len(scheduler.running),
+            n_blocks=self.pool.n_blocks,
+            n_blocks_held=self.pool.n_held,
+            n_steps=self.n_steps,
+            n_prompt_tokens=self.n_prompt_tokens,
+            n_cached_tokens=self.n_cached_tokens,
+            n_new_tokens=self.n_new_tokens,
+            n_preempted=scheduler.n_preempted,
+            n_aborted=self.n_aborted,
+            n_drafted=speculation.n_drafted,
+            n_accepted=speculation.n_accepted,
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.scheduler.running or self.scheduler.waiting)
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises RequestError if it can never be answered."""
-        config = self.model.config
+        """Queue a request. Raises RequestError if it can never be answered, QueueFull if too many wait."""
+        self._check(request)
+        if self.is_idle and (now := self.runner.fingerprint()) != self._fingerprint:
+            self.pool.forget()
+            self._fingerprint = now
+        if request.params.beam_width:
+            self.beams[request.id] = beams = Beams(request, self.model.config.context_length)
+            self._add_all(beams.begin())
+            return
+        seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
+        self._add_all(
+            Sequence(request, index, seed, list(request.prompt), matcher=self._matcher(request))
+            for index in range(request.params.n_written)
+        )
+
+    def _add_all(self, sequences: Iterable[Sequence]) -> None:
+        for sequence in sequences:
+            self.scheduler.add(sequence)
+
+    def _matcher(self, request: Request):
+        return None if request.params.grammar is None else request.params.grammar.matcher()
+
+    def _check(self, request: Request) -> None:
+        config, params, n_prompt = self.model.config, request.params, len(request.prompt)
         if not request.prompt:
             raise RequestError("the prompt has no tokens; begin it with the beginning-of-sequence token")
         if not all(0 <= token_id < config.vocab_size for token_id in request.prompt):
             bad = next(token_id for token_id in request.prompt if not 0 <= token_id < config.vocab_size)
             raise RequestError(f"the prompt holds token {bad}; the model knows 0 to {config.vocab_size - 1}")
-        if len(request.prompt) >= config.context_length:
+        if n_prompt >= config.context_length:
             raise RequestError(
-                f"the prompt has {len(request.prompt)} tokens and the model's context holds {config.context_length}, "
+                f"the prompt has {n_prompt} tokens and the model's context holds {config.context_length}, "
                 "which leaves no room for an answer; shorten the prompt"
             )
+        room = self.scheduler.max_blocks * BLOCK
+        longest = min(config.context_length, n_prompt + (params.max_new_tokens or config.context_length))
+        if longest > room:
+            raise RequestError(
+                f"a prompt of {n_prompt} tokens and its answer may need {longest} tokens of cache, and "
+                f"there is room for {room}; ask for fewer new tokens, or give the engine a larger cache"
+            )
         for name in ("logit_bias", "stop_ids"):
-            outside = [token_id for token_id in getattr(request.params, name) if not 0 <= token_id < config.vocab_size]
+            outside = [token_id for token_id in getattr(params, name) if not 0 <= token_id < config.vocab_size]
             if outside:
                 raise RequestError(f"{name} names token {outside[0]}; the model knows 0 to {config.vocab_size - 1}")
-        seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
-        self.waiting.extend(_Answer(request, index, seed) for index in range(request.params.n))
+        if request.adapter is not None:
+            adapter_config(self.model, request.adapter)
+        if self.max_waiting is not None and len(self.scheduler.waiting) + params.n_written > self.max_waiting:
+            raise QueueFull(
+                f"{len(self.scheduler.waiting)} answers wait already and at most {self.max_waiting} may; try again later"
+            )
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Forget a request, or one of its answers; unknown ones are ignored."""
-
-        def is_meant(answer: _Answer) -> bool:
-            return answer.request.id == request_id and index in (None, answer.index)
-
-        self.waiting = deque(answer for answer in self.waiting if not is_meant(answer))
-        for row in reversed([row for row, answer in enumerate(self.running) if is_meant(answer)]):
-            self._leave(row)
+        self.beams.pop(request_id, None)
+        for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
+            if sequence.request.id == request_id and index in (None, sequence.index):
+                self._leave(sequence)
+                self.n_aborted += 1
 
     @torch.no_grad()
     def step(self) -> list[Token]:
-        """Advance every running answer by one token; return what happened, in no particular order of requests."""
-        decoding = len(self.running)
-        logits = [self._decode()] if decoding else []
-        while prompts := self._admit():
-            logits.append(self._prefill(prompts))
-        if not logits:
-            return []
-        events = self._sample(torch.cat(logits))
-        for row in reversed([row for row, event in enumerate(events) if event.finish_reason]):
-            self._leave(row)
-        return events
+        """Advance every answer that is planned; return what happened, in no particular order of requests."""
+        with self.speculation.timed() as draft:
+            spans = self.scheduler.plan(draft)
+            if not spans:
+                return []
+            self.n_steps += 1
+            hidden = self.runner.hidden(spans)
+            return self._sample(spans, self._logits(spans, hidden))
 
-    def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
+    def generate(self, requests: Many[Request]) -> list[list[Completion]]:
         """Answer all requests and return, for each, its n completions."""
         collected: dict[tuple[str, int], list[Token]] = {}
         for token in self.stream(requests):
             collected.setdefault((token.request_id, token.index), []).append(token)
         return [
-            [completion(request, index, collected[request.id, index]) for index in range(request.params.n)]
+            [
+                completion(request, index, collected[request.id, which])
+                for index, which in enumerate(
+                    best(request, [collected[request.id, i] for i in range(request.params.n_written)])
+                )
+            ]
             for request in requests
         ]
 
@@ -124,109 +215,152 @@ class Engine:
         try:
             for request in requests:
                 self.add(request)
-            while self.running or self.waiting:
+            while not self.is_idle:
                 yield from self.step()
         finally:
             for request in requests:
                 self.abort(request.id)
 
-    def _admit(self) -> list[_Answer]:
-        """Take the next waiting answers that fit into free rows and one prefill batch, as the new last rows."""
-        admitted: list[_Answer] = []
-        prompts: set[tuple[int, ...]] = set()
-        while self.waiting and len(self.running) < self.max_batch:
-            distinct = prompts | {self.waiting[0].request.prompt}
-            n_tokens = len(distinct) * max(map(len, distinct))
-            if admitted and (n_tokens > MAX_PREFILL_TOKENS or (self.reads_one_by_one and len(distinct) > 1)):
-                break
-            prompts = distinct
-            admitted.append(self.waiting.popleft())
-            self.running.append(admitted[-1])
-        return admitted
-
-    def _prefill(self, answers: list[_Answer]) -> Tensor:
-        """Read the prompts of the last rows and return the logits of their next tokens, [B V]."""
-        first_row = len(self.running) - len(answers)
-        prompts = list(dict.fromkeys(answer.request.prompt for answer in answers))
-        longest = max(map(len, prompts))
-        tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = torch.tensor(prompt)
-        positions = torch.arange(longest, device=self.device).expand(len(prompts), -1)
-        self.cache.reserve(len(self.running), longest)
-        self.cache.place(first_row, positions, lengths=[longest] * len(prompts), by_row=self.batch_invariant)
-        hidden = self.model.hidden(tokens.to(self.device), positions, cache=self.cache)
-        ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
-        logits = self.model.project(hidden[torch.arange(len(prompts), device=self.device), ends])
-        sources = [prompts.index(answer.request.prompt) for answer in answers]
-        for target in reversed(range(len(answers))):  # from the back: a source row is never after its copies
-            if sources[target] != target:
-                prompt = answers[target].request.prompt
-                self.cache.copy_row(first_row + sources[target], first_row + target, len(prompt))
-        return logits[sources]
-
-    def _decode(self) -> Tensor:
-        """Read the newest token of every running answer and return the logits of the next ones, [B V]."""
-        tokens = torch.tensor([answer.tokens[-1:] for answer in self.running], device=self.device)
-        lengths = [answer.length for answer in self.running]
-        positions = torch.tensor(lengths, device=self.device)[:, None] - 1
-        self.cache.place(0, positions, lengths=lengths, by_row=self.batch_invariant)
-        with computing(ROW_INVARIANT if self.batch_invariant else FAST):
-            return self.model(tokens, positions, cache=self.cache)[:, -1]
-
-    def _sample(self, logits: Tensor) -> list[Token]:
-        """Choose a token for every running answer from its row of logits."""
+    def _logits(self, spans: Many[Span], hidden: Tensor) -> dict[Sequence, Tensor]:
+        """Return the logits that the next tokens of each sequence read to its end are chosen from, [1 + drafted, V]."""
+        rows: list[int] = []
+        counts: list[tuple[Sequence, int]] = []
+        at = 0
+        for span in spans:
+            self._score_prompt(span, hidden[at : at + len(span.tokens)])
+            at += len(span.tokens)
+            if span.is_last:
+                rows += range(at - 1 - span.n_drafted, at)
+                counts.append((span.sequence, 1 + span.n_drafted))
+        if not rows:
+            return {}
+        logits = self.runner.project(hidden, rows)
         if not torch.isfinite(logits.amax(dim=-1)).all():
-            self.cache.clear()  # NaN hidden behind a mask would still spoil the next request in this row
+            self.runner.cache.clear()  # NaN hidden behind a mask would still spoil the next sequence in these blocks
+            self.pool.forget()
             raise Llama2Error(
                 "the model's logits are not finite numbers: its weights are damaged, or too large for 16 bits; "
                 "fetch them again, or load them with dtype float32"
             )
-        allowed = logits
-        if any(needs_penalties(answer.params) for answer in self.running):
-            rows = [
-                penalise(row, answer.params, answer.request.prompt, answer.tokens)
-                for row, answer in zip(logits, self.running, strict=True)
-            ]
-            allowed = torch.stack(rows)
-        params = [answer.params for answer in self.running]
-        uniforms = [uniform(answer.seed, answer.index, len(answer.tokens)) for answer in self.running]
-        if self.batch_invariant:
-            each = zip(allowed.split(1), params, uniforms, strict=True)
-            chosen = [choose(row, [row_params], [u])[0] for row, row_params, u in each]
-        else:
-            chosen = choose(allowed, params, uniforms)
-        return [
-            self._event(answer, token_id, row)
-            for answer, token_id, row in zip(self.running, chosen, logits, strict=True)
-        ]
+        parts = logits.split([n for _, n in counts])
+        return {sequence: part for (sequence, _), part in zip(counts, parts, strict=True)}
 
-    def _event(self, answer: _Answer, token_id: int, logits: Tensor) -> Token:
+    def _score_prompt(self, span: Span, hidden: Tensor) -> None:
+        """Find the log-probabilities of the prompt tokens that follow those of a span, if they are asked for."""
+        sequence, wanted = span.sequence, span.sequence.params.prompt_logprobs
+        end = min(span.end, sequence.n_prompt - 1)
+        if wanted is None or sequence.index or end <= span.start + (missing := len(sequence.prompt_logprobs) - span.start):
+            return
+        for start in range(span.start + missing, end, 256):  # the logits of a long prompt never exist whole
+            positions = range(start, min(start + 256, end))
+            logits = self.runner.project(hidden, [position - span.start for position in positions])
+            found = zip(logits.log_softmax(dim=-1), positions, strict=True)
+            sequence.prompt_logprobs += [_logprob(row, sequence.ids[at + 1], wanted) for row, at in found]
+
+    def _sample(self, spans: Many[Span], logits: dict[Sequence, Tensor]) -> list[Token]:
+        """Choose the next token of every sequence that was read to its end, and of a draft as many as are right."""
+        events: list[Token] = []
+        finished: set[Sequence] = set()
+        for span in spans:
+            span.sequence.n_computed = min(span.end, len(span.sequence.ids))
+        live = [span for span in spans if span.is_last and not span.sequence.params.beam_width]
+        drafted = {span.sequence: list(islice(span.tokens, len(span.tokens) - span.n_drafted, None)) for span in live}
+        for number in range(1 + max((span.n_drafted for span in live), default=0)):
+            if not live:
+                break
+            rows = torch.stack([logits[span.sequence][number] for span in live])
+            still_live = []
+            for span, row, token_id in zip(live, rows, self._choose(live, rows), strict=True):
+                sequence, draft = span.sequence, drafted[span.sequence]
+                event = self._event(sequence, token_id, row)
+                events.append(event)
+                if event.finish_reason:
+                    finished.add(sequence)
+                elif number < len(draft) and draft[number] == token_id:
+                    still_live.append(span)
+                    self.speculation.n_accepted += 1
+            live = still_live
+        self.speculation.count(spans, len(events))
+        self.n_new_tokens += sum(event.id is not None for event in events)
+        for span in spans:
+            sequence = span.sequence
+            if not sequence.params.beam_width and span.is_last:
+                sequence.n_computed = len(sequence.ids) - 1
+            if self.prefix_cache:
+                sequence.remember(self.pool)
+            if sequence in finished:
+                self._leave(sequence)
+        return events + self._advance_beams(spans, logits)
+
+    def _choose(self, spans: Many[Span], logits: Tensor) -> list[int]:
+        """Choose a token for each of some sequences from its row of logits, [B V]."""
+        allowed, sequences = logits, [span.sequence for span in spans]
+        params = [each.params for each in sequences]
+        if any(map(needs_penalties, params)):
+            allowed = torch.stack([_penalised(row, each) for row, each in zip(logits, sequences, strict=True)])
+        uniforms = [uniform(each.seed, each.index, each.n_answer) for each in sequences]
+        if not self.batch_invariant or len(sequences) == 1:
+            return choose(allowed, params, uniforms)
+        each = zip(allowed.split(1), params, uniforms, strict=True)
+        return [choose(row, [row_params], [u])[0] for row, row_params, u in each]
+
+    def _event(self, sequence: Sequence, token_id: int, logits: Tensor) -> Token:
         """Record the chosen token and say whether it is the last."""
-        reason: FinishReason | None = None
-        if token_id in answer.params.stop_ids:
-            return Token(answer.request.id, answer.index, None, finish_reason="stop")
-        answer.tokens.append(token_id)
-        limit = answer.params.max_new_tokens
-        if len(answer.tokens) == limit or answer.length >= self.model.config.context_length:
-            reason = "length"
+        params, reason = sequence.params, None
+        is_first = not sequence.n_answer
+        extra = {}
+        if is_first:
+            self.n_prompt_tokens += sequence.n_prompt
+            self.n_cached_tokens += sequence.n_cached
+            extra["n_cached"] = sequence.n_cached
+            if params.prompt_logprobs is not None and sequence.index == 0:
+                extra["prompt_logprobs"] = tuple(sequence.prompt_logprobs)
+        if token_id in params.stop_ids and not params.ignore_eos:
+            return Token(sequence.request.id, sequence.index, None, finish_reason="stop", **extra)
+        sequence.ids.append(token_id)
+        if sequence.matcher is not None:
+            sequence.matcher.advance(token_id)
+        if sequence.n_answer == params.max_new_tokens or len(sequence.ids) >= self.model.config.context_length:
+            reason: FinishReason | None = "length"
         logprob, top = None, ()
-        if answer.params.logprobs is not None:
-            logprobs = logits.log_softmax(dim=-1)
-            logprob = float(logprobs[token_id])
-            best = logprobs.topk(min(answer.params.logprobs, logprobs.numel()))
-            top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        return Token(answer.request.id, answer.index, token_id, logprob, top, reason)
+        if params.logprobs is not None or params.best_of is not None:
+            logprob, top = _logprob(logits.log_softmax(dim=-1), token_id, params.logprobs or 0)
+        return Token(sequence.request.id, sequence.index, token_id, logprob, top, reason, **extra)
 
-    def _leave(self, row: int) -> None:
-        """Remove a running answer; the last row takes its place."""
-        last = self.running.pop()
-        if row < len(self.running):
-            self.cache.copy_row(len(self.running), row, last.length)
-            self.running[row] = last
+    def _leave(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        self.speculation.forget(sequence)
+
+    def _advance_beams(self, spans: Many[Span], logits: dict[Sequence, Tensor]) -> list[Token]:
+        """Let every beam search whose hypotheses have all been read go on, or end."""
+        events: list[Token] = []
+        for span in spans:
+            if span.is_last and (beams := self.beams.get(span.sequence.request.id)):
+                beams.collect(span.sequence, _penalised(logits[span.sequence][0], span.sequence).log_softmax(dim=-1))
+        for request_id, beams in list(self.beams.items()):
+            if not beams.is_ready:
+                continue
+            before, after = beams.advance(self.pool)
+            self.scheduler.replace(before, after)
+            if not after:
+                events += beams.events()
+                del self.beams[request_id]
+        return events
 
 
-def completion(request: Request, index: int, events: Sequence[Token]) -> Completion:
+def _penalised(logits: Tensor, sequence: Sequence) -> Tensor:
+    if not needs_penalties(sequence.params):
+        return logits
+    return penalise(logits, sequence.params, sequence.request.prompt, sequence.answer, sequence.matcher)
+
+
+def _logprob(logprobs: Tensor, token_id: int, n_top: int) -> tuple[float, TopLogprobs]:
+    """Return the log-probability of a token, and the likeliest alternatives."""
+    top = logprobs.topk(min(n_top, logprobs.numel()))
+    return float(logprobs[token_id]), tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+
+
+def completion(request: Request, index: int, events: Many[Token]) -> Completion:
     """Put one answer's events together."""
     tokens = [event for event in events if event.id is not None]
     with_logprobs = request.params.logprobs is not None
@@ -237,4 +371,28 @@ def completion(request: Request, index: int, events: Sequence[Token]) -> Complet
         finish_reason=events[-1].finish_reason or "abort",
         n_prompt_tokens=len(request.prompt),
         index=index,
+        n_cached=events[0].n_cached,
+        prompt_logprobs=events[0].prompt_logprobs,
     )
+
+
+def best(request: Request, answers: Many[Many[Token]]) -> list[int]:
+    """Return which of the written answers are kept, in order: all, or with best_of the n likeliest per token."""
+    if request.params.best_of is None:
+        return list(range(len(answers)))
+
+    def mean_logprob(index: int) -> float:
+        known = [event.logprob for event in answers[index] if event.logprob is not None]
+        return sum(known) / max(1, len(known))
+
+    return sorted(range(len(answers)), key=mean_logprob, reverse=True)[: request.params.n]
+
+
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes are free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not everywhere
+        return 4 << 30

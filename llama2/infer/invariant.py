@@ -7,9 +7,9 @@ computes every row of a linear layer alike whatever its company, bit for bit:
     tiled_linear    the definition: always the same shape, TILE rows at a time; any device, any dtype
     onednn_linear   the fast way in float32 on x86: its kernels add in one order for any number of rows from 2
 
-and SiLU is composed of operations that treat the last elements of a vector like the others. That rounds
-several times where the usual kernel rounds once, so in bfloat16 the numbers differ a little from those
-outside this context; within it they are always the same.
+and SiLU and complex products are composed of operations that treat the last elements of a vector like the others.
+That rounds several times where the usual kernel rounds once, so in bfloat16 the numbers differ a little from
+those outside this context; within it they are always the same. Attention has its own way (`cache.py`).
 """
 
 import platform
@@ -51,4 +51,10 @@ def _silu(x: Tensor) -> Tensor:
     return x / (1 + torch.exp(-x))
 
 
-ROW_INVARIANT = Arithmetic(_linear, _silu)
+def _turn(pairs: Tensor, turns: Tensor) -> Tensor:
+    """Products and sums one by one: fused in a vector's body but not at its end, they differ in the last bit."""
+    a, b, c, s = pairs.real, pairs.imag, turns.real, turns.imag
+    return torch.complex(a * c - b * s, a * s + b * c)
+
+
+ROW_INVARIANT = Arithmetic(_linear, _silu, _turn)

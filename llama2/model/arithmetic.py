@@ -1,4 +1,4 @@
-"""Linear layers and SiLU: the two operations whose last bits depend on how many rows are computed at once.
+"""Linear layers, SiLU and rotation: the operations whose last bits depend on how many rows are computed at once.
 
 Every layer with weights calls them here, so that for the time of one forward pass an engine can put others
 in their place (`infer/invariant.py`). A TorchFunctionMode would do that too, but
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 
@@ -22,6 +22,7 @@ class Arithmetic:
 
     linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     silu: Callable[[Tensor], Tensor]
+    turn: Callable[[Tensor, Tensor], Tensor]
 
 
 def fast_linear(
@@ -37,13 +38,13 @@ def fast_linear(
     return F.linear(x, weight, bias)
 
 
-FAST = Arithmetic(fast_linear, F.silu)
+FAST = Arithmetic(fast_linear, F.silu, torch.mul)
 _chosen: ContextVar[Arithmetic] = ContextVar("arithmetic", default=FAST)
 
 
 @contextmanager
 def computing(arithmetic: Arithmetic) -> Iterator[None]:
-    """Within this context, and this thread, linear layers and SiLU are computed this way."""
+    """Within this context, and this thread, these are computed this way."""
     token = _chosen.set(arithmetic)
     try:
         yield
@@ -62,6 +63,11 @@ def linear(
 def silu(x: Float[Tensor, "*B F"]) -> Float[Tensor, "*B F"]:
     """x / (1 + e^-x)."""
     return F.silu(x) if torch.compiler.is_compiling() else _chosen.get().silu(x)
+
+
+def turn(pairs: Complex[Tensor, "B T N P"], turns: Complex[Tensor, "#B T 1 P"]) -> Complex[Tensor, "B T N P"]:
+    """The product of complex numbers."""
+    return pairs * turns if torch.compiler.is_compiling() else _chosen.get().turn(pairs, turns)
 
 
 class Linear(nn.Linear):

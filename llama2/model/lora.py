@@ -240,6 +240,12 @@ def set_active(model: Transformer, names: str | Iterable[str]) -> None:
         layer.active = tuple(name for name in layer.adapters if name in chosen)
 
 
+def active_adapters(model: Transformer) -> tuple[str, ...]:
+    """Return the names of the adapters that take part, the lowest of the stack first."""
+    names = {name for layer in _layers(model) for name in layer.active}
+    return tuple(name for name in adapter_names(model) if name in names)
+
+
 def detach(model: Transformer, name: str = "default") -> None:
     """Take an adapter off; with the last one the model is a plain one again, all of it trainable.
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from llama2.model.arithmetic import turn
 from llama2.model.config import ModelConfig, RopeScaling
 
 
@@ -122,4 +123,4 @@ def rotate(x: Float[Tensor, "B T N Dh"], turns: Complex[Tensor, "#B T 1 P"]) -> 
     (512 tokens of 32 heads on two cores: 0.46 ms against 1.84 in bfloat16, the same bits).
     """
     pairs = torch.view_as_complex(x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+    return torch.view_as_real(turn(pairs, turns)).flatten(-2).to(x.dtype)

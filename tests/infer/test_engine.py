@@ -176,7 +176,7 @@ def test_abort_leaves_the_others_undisturbed():
     assert {name: tuple(tokens) for name, tokens in seen.items()} == {
         name: each.tokens for name, each in expected.items()
     }
-    assert not engine.running and not engine.waiting and engine.step() == []
+    assert engine.is_idle and engine.step() == [] and engine.stats.n_blocks_held == 0
 
 
 def test_leaving_a_stream_early_frees_the_engine():
@@ -184,7 +184,7 @@ def test_leaving_a_stream_early_frees_the_engine():
     stream = engine.stream([Request("a", (1,), SamplingParams(max_new_tokens=20))])
     next(stream)
     stream.close()
-    assert not engine.running and not engine.waiting
+    assert engine.is_idle and engine.stats.n_blocks_held == 0
 
 
 def test_broken_weights_are_reported_and_do_not_poison_the_next_request():
