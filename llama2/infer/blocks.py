@@ -56,7 +56,7 @@ class BlockPool:
         self.refs += [0] * n_more
 
     def take(self, after: int | None = None) -> int:
-        """Hand out a block: if it can be the one after `after`, so that a sequence lies in one piece. One must be free."""
+        """Hand out a block, if possible the one after `after`: then a sequence lies in one piece. One must be free."""
         if after is not None and after + 1 in self._empty:
             block = after + 1
         elif self._empty:

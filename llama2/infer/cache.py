@@ -25,7 +25,7 @@ from llama2.model.attention import attend, visible
 from llama2.model.config import ModelConfig
 
 GATHER_BYTES = 1 << 20
-"""Longer keys than this are attended to one sequence at a time, where they lie; shorter ones are gathered in one batch."""
+"""Longer keys than this are attended to one sequence at a time, where they lie; shorter ones in one batch."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ class PagedCache:
     def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device, is_invariant: bool):
         self.config, self.is_invariant = config, is_invariant
         shape = (0, config.n_kv_heads, config.head_dim)
-        self.k = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]  # [blocks * BLOCK K Dh]
+        self.k = [
+            torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)
+        ]  # [blocks * BLOCK K Dh]
         self.v = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
         self.device = device
         self.jobs: list[_Job] = []
@@ -99,7 +101,9 @@ class PagedCache:
                 first = 0 if self.config.sliding_window is None else self._first_seen(position // BLOCK * BLOCK)
                 queries = slice(at + position - span.start, at + end - span.start)
                 seen = visible(
-                    torch.arange(position, end)[:, None], torch.arange(first, last)[None], window=self.config.sliding_window
+                    torch.arange(position, end)[:, None],
+                    torch.arange(first, last)[None],
+                    window=self.config.sliding_window,
                 )  # [Q 1 S]
                 self.jobs.append(_Job(queries, self._keys(table, first, last), seen.to(self.device), is_single=True))
                 position = end
@@ -116,7 +120,9 @@ class PagedCache:
             is_fresh, is_one = span.start == 0 and window is None, n == 1
             mask = None
             if not is_fresh and not (is_one and window is None):
-                mask = visible(torch.arange(span.start, span.end)[None], torch.arange(first, span.end)[None], window=window)
+                mask = visible(
+                    torch.arange(span.start, span.end)[None], torch.arange(first, span.end)[None], window=window
+                )
                 mask = mask.to(self.device)
             self.jobs.append(_Job(slice(at, at + n), self._keys(table, first, span.end), mask, is_single=is_one))
 

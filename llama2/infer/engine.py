@@ -90,7 +90,9 @@ class Engine:
             self.pool,
             max_batch=max_batch,
             max_step_tokens=max(max_step_tokens, max_batch),
-            max_blocks=wanted if cache_tokens is not None else max(min(wanted, fits), config.context_length // BLOCK + 2),
+            max_blocks=wanted
+            if cache_tokens is not None
+            else max(min(wanted, fits), config.context_length // BLOCK + 2),
             on_grow=self.runner.cache.grow,
             on_copy=self.runner.cache.copy_block,
         )
@@ -171,7 +173,7 @@ class Engine:
             adapter_config(self.model, request.adapter)
         if self.max_waiting is not None and len(self.scheduler.waiting) + params.n_written > self.max_waiting:
             raise QueueFull(
-                f"{len(self.scheduler.waiting)} answers wait already and at most {self.max_waiting} may; try again later"
+                f"{len(self.scheduler.waiting)} answers wait already, at most {self.max_waiting} may; try again later"
             )
 
     def abort(self, request_id: str, index: int | None = None) -> None:
@@ -249,7 +251,11 @@ class Engine:
         """Find the log-probabilities of the prompt tokens that follow those of a span, if they are asked for."""
         sequence, wanted = span.sequence, span.sequence.params.prompt_logprobs
         end = min(span.end, sequence.n_prompt - 1)
-        if wanted is None or sequence.index or end <= span.start + (missing := len(sequence.prompt_logprobs) - span.start):
+        if (
+            wanted is None
+            or sequence.index
+            or end <= span.start + (missing := len(sequence.prompt_logprobs) - span.start)
+        ):
             return
         for start in range(span.start + missing, end, 256):  # the logits of a long prompt never exist whole
             positions = range(start, min(start + 256, end))

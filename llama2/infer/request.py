@@ -39,7 +39,6 @@ class Grammar(Protocol):
         ...
 
 
-
 def is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 

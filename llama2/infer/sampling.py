@@ -1,8 +1,8 @@
 """From logits to the next token.
 
-Order: logit bias, penalties, DRY, tokens that may not come, temperature, top-k, top-p, min-p, typical-p, draw. The draw inverts the cumulative
-distribution at one uniform number from a counter-based stream (Philox) keyed by the request's seed, the
-answer's index and the step: the same numbers alone or in a crowd, whatever was drawn before.
+Order: logit bias, penalties, DRY, tokens that may not come, temperature, top-k, top-p, min-p, typical-p, draw. The
+draw inverts the cumulative distribution at one uniform number from a counter-based stream (Philox) keyed by the
+request's seed, the answer's index and the step: the same numbers alone or in a crowd, whatever was drawn before.
 """
 
 from collections import Counter

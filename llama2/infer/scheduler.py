@@ -1,8 +1,8 @@
 """Who is read in this step, and how much of each: answers under way first, then prompts, in chunks.
 
-    waiting --admit--> running --finished or aborted--> gone
-       ^                  |
-       +----preempted-----+    its blocks are needed by others; it is read again later, and goes on as if never stopped
+waiting --admit--> running --finished or aborted--> gone
+   ^                  |
+   +----preempted-----+    its blocks are needed by others; it is read again later, and goes on as if never stopped
 """
 
 from collections import deque
@@ -140,7 +140,7 @@ class Scheduler:
         return True
 
     def _free(self, n_blocks: int) -> bool:
-        """Make sure that so many blocks can be taken, by growing the pool up to its limit before anything is forgotten."""
+        """Make sure that so many blocks can be taken; the pool grows to its limit before anything is forgotten."""
         if n_blocks > self.pool.n_empty and self.pool.n_blocks < self.max_blocks:
             more = max(n_blocks - self.pool.n_empty, self.pool.n_blocks // 2, 16)
             self.pool.grow(min(more, self.max_blocks - self.pool.n_blocks))

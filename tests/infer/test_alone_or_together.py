@@ -38,7 +38,9 @@ def requests_of(n: int, n_new: int, seed: int = 0) -> list[Request]:
         how = dict(temperature=0.0) if i % 2 else dict(temperature=1.0, top_p=0.95, seed=i)
         if i % 5 == 4:
             how |= dict(repetition_penalty=1.1, frequency_penalty=0.2, top_k=10, min_tokens=3, stop_ids=(7,))
-        found.append(Request(str(i), prompt, SamplingParams(max_new_tokens=n_new, n=1 + 2 * (i % 7 == 3), logprobs=2, **how)))
+        found.append(
+            Request(str(i), prompt, SamplingParams(max_new_tokens=n_new, n=1 + 2 * (i % 7 == 3), logprobs=2, **how))
+        )
     return found
 
 

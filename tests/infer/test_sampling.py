@@ -7,7 +7,7 @@ import torch
 
 from llama2.errors import RequestError
 from llama2.infer.request import SamplingParams
-from llama2.infer.sampling import choose, filtered, penalise, uniform
+from llama2.infer.sampling import choose, filtered, penalise, repetitions, uniform
 
 PLAIN = dict(temperature=1.0, top_p=1.0)
 
@@ -130,3 +130,51 @@ def test_uniforms_depend_on_seed_answer_and_step_alone():
 def test_impossible_parameters_are_refused_by_name(bad):
     with pytest.raises(RequestError, match=next(iter(bad))):
         SamplingParams(**bad)
+
+
+def test_typical_sampling_keeps_what_is_nearest_to_the_expected_surprise():
+    p = torch.tensor([[0.5, 0.2, 0.2, 0.1]])
+    # entropy 1.2206; surprises 0.693, 1.609, 1.609, 2.303: distances 0.53, 0.39, 0.39, 1.08
+    kept, ids = filtered(p.log(), [SamplingParams(temperature=1.0, top_p=1.0, typical_p=0.3)])
+    assert dict(zip(ids[0].tolist(), kept[0].tolist(), strict=True)) == pytest.approx({0: 0, 1: 0.5, 2: 0.5, 3: 0})
+    kept, _ = filtered(p.log(), [SamplingParams(temperature=1.0, top_p=1.0, typical_p=0.5)])
+    assert kept[0].tolist() == pytest.approx([0.5 / 0.9, 0.2 / 0.9, 0.2 / 0.9, 0])
+    drawn = {
+        choose(p.log(), [SamplingParams(temperature=1.0, top_p=1.0, typical_p=0.3)], [u / 10])[0] for u in range(10)
+    }
+    assert drawn == {1, 2}
+
+
+def test_dry_finds_the_longest_repetition_that_a_token_would_go_on_with():
+    assert repetitions([1, 2, 3, 4, 1, 2, 3], set()) == {4: 3}
+    assert repetitions([9, 2, 3, 5, 1, 2, 3, 4, 1, 2, 3], set()) == {4: 3, 5: 2}
+    assert repetitions([1, 2, 3, 4, 1, 2, 3], {2}) == {4: 1}
+    assert repetitions([1, 2, 3], {3}) == {} and repetitions([], set()) == {}
+
+
+def test_dry_grows_with_the_repetition_beyond_what_is_allowed():
+    params = SamplingParams(dry_multiplier=0.8, dry_base=2.0, dry_allowed_length=2)
+    found = penalise(torch.zeros(10), params, [1, 2, 3, 4], [1, 2, 3])
+    assert found.tolist() == pytest.approx([0, 0, 0, 0, -0.8 * 2, 0, 0, 0, 0, 0])  # a repetition of three
+
+
+def test_no_stop_id_before_min_tokens():
+    params = SamplingParams(min_tokens=2, stop_ids=(3,))
+    assert penalise(torch.zeros(5), params, [1], [1])[3] == float("-inf")
+    assert penalise(torch.zeros(5), params, [1], [1, 1])[3] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(typical_p=0.0), "typical_p=0.0 must be above 0"),
+        (dict(min_tokens=9, max_new_tokens=8), "min_tokens=9 must be 0 to max_new_tokens"),
+        (dict(best_of=2, n=3), "best_of=2 must be from n"),
+        (dict(dry_base=0.5), "dry_base=0.5 must be at least 1"),
+        (dict(prompt_logprobs=1000), "prompt_logprobs=1000 must be from 0"),
+        (dict(grammar="a"), "grammar='a' must be a Grammar"),
+    ],
+)
+def test_impossible_options_of_the_engine_are_refused(options, words):
+    with pytest.raises(RequestError, match=words):
+        SamplingParams(**options)
