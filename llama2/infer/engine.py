@@ -304,11 +304,10 @@ class Engine:
         params = [each.params for each in sequences]
         if any(map(needs_penalties, params)):
             allowed = torch.stack([_penalised(row, each) for row, each in zip(logits, sequences, strict=True)])
-        uniforms = [uniform(each.seed, each.index, each.n_answer) for each in sequences]
-        if not self.batch_invariant or len(sequences) == 1:
-            return choose(allowed, params, uniforms)
-        each = zip(allowed.split(1), params, uniforms, strict=True)
-        return [choose(row, [row_params], [u])[0] for row, row_params, u in each]
+        uniforms = [
+            uniform(each.seed, each.index, each.n_answer) if each.params.temperature else 0.0 for each in sequences
+        ]
+        return choose(allowed, params, uniforms)
 
     def _event(self, sequence: Sequence, token_id: int, logits: Tensor) -> Token:
         """Record the chosen token and say whether it is the last."""

@@ -89,56 +89,99 @@ def needs_penalties(params: SamplingParams) -> bool:
     )
 
 
+N_CANDIDATES = 128
+"""Likeliest tokens that are looked at first; where a filter keeps more than these, all are sorted."""
+
+
 def filtered(
-    logits: Float[Tensor, "B V"], params: Sequence[SamplingParams]
-) -> tuple[Float[Tensor, "B V"], Int[Tensor, "B V"]]:
+    logits: Float[Tensor, "B V"], params: Sequence[SamplingParams], *, n_candidates: int | None = None
+) -> tuple[Float[Tensor, "B C"], Int[Tensor, "B C"]]:
     """Return each row's distribution after temperature and filters, and the ids it belongs to.
 
     Likeliest first, ties by id; dropped tokens have probability 0; rows sum to 1. Temperature must be above 0.
     top-p is Meta's: a token is dropped when those before it already exceed top_p (facebookresearch/llama).
+    n_candidates: only so many of the likeliest are sorted, if all that the filters keep are certainly among them.
     """
 
     def column(values: Sequence[float | int]) -> Tensor:
         return torch.tensor(values, device=logits.device, dtype=logits.dtype)[:, None]
 
-    n_vocab = logits.shape[-1]
-    logits, ids = logits.sort(dim=-1, descending=True, stable=True)
     # The largest logit is subtracted first, so that a tiny temperature cannot overflow.
-    p = ((logits - logits[:, :1]) / column([each.temperature for each in params])).softmax(dim=-1)
-    rank = torch.arange(n_vocab, device=logits.device)
-    p = p * (rank < column([each.top_k or n_vocab for each in params]))
-    p = p / p.sum(dim=-1, keepdim=True)
-    p = p * (p.cumsum(dim=-1) - p <= column([each.top_p for each in params]))
-    p = p * (p >= column([each.min_p for each in params]) * p[:, :1])
-    p = p / p.sum(dim=-1, keepdim=True)
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / column([each.temperature for each in params])
+    whole = scaled.logsumexp(dim=-1, keepdim=True)
+    top_k, top_p = column([each.top_k or logits.shape[-1] for each in params]), column([each.top_p for each in params])
+    min_p = column([each.min_p for each in params])
+    if n_candidates is None or n_candidates >= logits.shape[-1]:
+        values, ids = scaled.sort(dim=-1, descending=True, stable=True)
+        p = (values - whole).exp()
+    else:
+        values, ids = _likeliest(scaled, n_candidates)
+        p = (values - whole).exp()
+        is_enough = (top_k <= n_candidates) | (_running(p)[:, -1:] > top_p) | (min_p * p[:, :1] > p[:, -1:])
+        if not bool(is_enough.all()):
+            return filtered(logits, params)
+    p = p * (torch.arange(p.shape[-1], device=logits.device) < top_k)
+    p = torch.where(top_k < logits.shape[-1], p / _running(p)[:, -1:], p)
+    p = p * (_running(p) - p <= top_p)
+    p = p * (p >= min_p * p[:, :1])
+    p = p / _running(p)[:, -1:]
     if any(each.typical_p < 1 for each in params):
         p = _typical(p, column([each.typical_p for each in params]))
     return p, ids
 
 
-def _typical(p: Float[Tensor, "B V"], share: Float[Tensor, "B 1"]) -> Float[Tensor, "B V"]:
+def _likeliest(values: Float[Tensor, "B V"], n: int) -> tuple[Float[Tensor, "B C"], Int[Tensor, "B C"]]:
+    """Return the n largest of each row, ties by id."""
+    values, ids = values.topk(n, dim=-1)
+    ids, order = ids.sort(dim=-1)
+    values, again = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(-1, again)
+
+
+def _running(p: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+    """Return sums up to each place: they add in order, where `sum` adds a single row in another order than many."""
+    return p.cumsum(dim=-1)
+
+
+def _typical(p: Float[Tensor, "B C"], share: Float[Tensor, "B 1"]) -> Float[Tensor, "B C"]:
     """Keep the tokens whose surprise -ln p is nearest to the entropy, up to this probability (arXiv:2202.00666)."""
     surprise = -p.clamp(min=1e-38).log()
     entropy = (p * surprise).sum(dim=-1, keepdim=True)
     order = (surprise - entropy).abs().masked_fill(p == 0, float("inf")).argsort(dim=-1, stable=True)
     sorted_p = p.gather(-1, order)
-    is_kept = (sorted_p.cumsum(dim=-1) - sorted_p < share) | (share >= 1)
+    is_kept = (_running(sorted_p) - sorted_p < share) | (share >= 1)
     p = p * torch.zeros_like(p).scatter(-1, order, is_kept.to(p.dtype))
-    return p / p.sum(dim=-1, keepdim=True)
+    return p / _running(p)[:, -1:]
 
 
 def choose(logits: Float[Tensor, "B V"], params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
-    """Return the next token id of each row; logits already penalised."""
+    """Return the next token id of each row; logits already penalised. A row's choice does not depend on the others."""
     chosen = logits.argmax(dim=-1).tolist()
-    rows = [row for row, each in enumerate(params) if each.temperature > 0]
-    if rows:
+    whole = [row for row, each in enumerate(params) if each.temperature > 0 and not _has_filter(each)]
+    some = [row for row, each in enumerate(params) if each.temperature > 0 and _has_filter(each)]
+    for rows in filter(None, (whole, some)):
         picked = logits if len(rows) == len(params) else logits[rows]
-        p, ids = filtered(picked, [params[row] for row in rows])
-        u = torch.tensor([uniforms[row] for row in rows], device=p.device, dtype=p.dtype)[:, None]
-        cumulative = p.cumsum(dim=-1)
-        at = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)
-        last = ((p > 0) * torch.arange(p.shape[-1], device=p.device)).amax(dim=-1, keepdim=True)
-        at = torch.minimum(at, last)  # rounding must not reach a dropped token
-        for row, token_id in zip(rows, ids.gather(1, at)[:, 0].tolist(), strict=True):
+        own = [params[row] for row in rows]
+        u = torch.tensor([uniforms[row] for row in rows], device=logits.device, dtype=logits.dtype)[:, None]
+        if rows is whole:  # nothing is dropped: no order is needed
+            heat = torch.tensor([each.temperature for each in own], device=logits.device, dtype=logits.dtype)[:, None]
+            p, ids = ((picked - picked.amax(dim=-1, keepdim=True)) / heat).softmax(dim=-1), None
+        else:
+            p, ids = filtered(picked, own, n_candidates=N_CANDIDATES)
+        at = _drawn(p, u)
+        token_ids = at if ids is None else ids.gather(1, at)
+        for row, token_id in zip(rows, token_ids[:, 0].tolist(), strict=True):
             chosen[row] = token_id
     return chosen
+
+
+def _drawn(p: Float[Tensor, "B C"], u: Float[Tensor, "B 1"]) -> Int[Tensor, "B 1"]:
+    """Return where the cumulative distribution reaches u."""
+    cumulative = _running(p)
+    at = torch.searchsorted(cumulative, u * cumulative[:, -1:], right=True)
+    last = ((p > 0) * torch.arange(p.shape[-1], device=p.device)).amax(dim=-1, keepdim=True)
+    return torch.minimum(at, last)  # rounding must not reach a dropped token
+
+
+def _has_filter(params: SamplingParams) -> bool:
+    return bool(params.top_k) or params.top_p < 1 or params.min_p > 0 or params.typical_p < 1

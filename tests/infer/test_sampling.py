@@ -178,3 +178,28 @@ def test_no_stop_id_before_min_tokens():
 def test_impossible_options_of_the_engine_are_refused(options, words):
     with pytest.raises(RequestError, match=words):
         SamplingParams(**options)
+
+
+def test_sorting_the_likeliest_only_keeps_the_same_tokens():
+    logits = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0)) * 4
+    logits[:, 500:600] = logits[:, :100]  # with ties
+    kinds = [
+        dict(top_p=0.9),
+        dict(top_k=50),
+        dict(min_p=0.05),
+        dict(top_p=0.5, top_k=7),
+        dict(top_k=900),
+        dict(typical_p=0.5),
+    ]
+    params = [SamplingParams(**{"temperature": 0.8, "top_p": 1.0, **kinds[i % 6]}) for i in range(64)]
+    for i, each in enumerate(params):
+        row = logits[i : i + 1]
+        whole, whole_ids = filtered(row, [each])
+        some, some_ids = filtered(row, [each], n_candidates=128)
+        n = int((whole > 0).sum())
+        kept = torch.zeros(2, 1000).scatter(1, torch.cat([whole_ids, whole_ids]), torch.cat([whole, whole]))[0]
+        again = torch.zeros(1, 1000).scatter(1, some_ids, some)[0]
+        assert int((some > 0).sum()) == n and torch.allclose(kept, again, atol=1e-6)
+    uniforms = [i / 64 for i in range(64)]
+    together = choose(logits, params, uniforms)
+    assert together == [choose(logits[i : i + 1], [params[i]], [uniforms[i]])[0] for i in range(64)]
