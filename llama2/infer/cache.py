@@ -16,7 +16,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from llama2.infer.blocks import BLOCK
@@ -36,7 +36,7 @@ class _Job:
     """Which of the N new tokens."""
     keys: slice | Int[Tensor, "R S"]
     """Positions in the flattened pool: of one sequence in one piece, or a row for each sequence."""
-    mask: Bool[Tensor, "Q T S"] | None
+    mask: Float[Tensor, "Q T S"] | None
     """None: causal if there are as many keys as queries, else everything is seen."""
     is_single: bool
     """Each query is a problem of its own, T = 1; else they are one problem of T queries."""
@@ -45,9 +45,19 @@ class _Job:
 class PagedCache:
     """Blocks of keys and values for any number of sequences (`model.attention.Cache`)."""
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device, is_invariant: bool):
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        is_invariant: bool,
+        n_kv_heads: int | None = None,
+    ):
+        """n_kv_heads: those that are kept here, where the model is split over processes."""
         self.config, self.is_invariant = config, is_invariant
-        shape = (0, config.n_kv_heads, config.head_dim)
+        self.n_kv_heads = n_kv_heads or config.n_kv_heads
+        shape = (0, self.n_kv_heads, config.head_dim)
         self.k = [
             torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)
         ]  # [blocks * BLOCK K Dh]
@@ -57,7 +67,7 @@ class PagedCache:
 
     @property
     def bytes_per_block(self) -> int:
-        return 2 * self.config.n_layers * BLOCK * self.config.n_kv_heads * self.config.head_dim * self.k[0].itemsize
+        return 2 * self.config.n_layers * BLOCK * self.n_kv_heads * self.config.head_dim * self.k[0].itemsize
 
     def grow(self, n_blocks: int) -> None:
         """Make room for this many blocks in all, keeping what is there."""
@@ -93,24 +103,41 @@ class PagedCache:
             self._plan_fast(placed)
 
     def _plan_invariant(self, placed: list[tuple[Tensor, Span, int]]) -> None:
+        alone: dict[int, list[tuple[Tensor, int, int, int]]] = {}
         for table, span, at in placed:
             position = span.start
             while position < span.end:
-                end = min(span.end, (position // BLOCK + 1) * BLOCK)
-                last = (position // BLOCK + 1) * BLOCK
-                first = 0 if self.config.sliding_window is None else self._first_seen(position // BLOCK * BLOCK)
-                queries = slice(at + position - span.start, at + end - span.start)
-                seen = visible(
-                    torch.arange(position, end)[:, None],
-                    torch.arange(first, last)[None],
-                    window=self.config.sliding_window,
-                )  # [Q 1 S]
-                self.jobs.append(_Job(queries, self._keys(table, first, last), seen.to(self.device), is_single=True))
+                start = position // BLOCK * BLOCK
+                last, end = start + BLOCK, min(span.end, start + BLOCK)
+                first = 0 if self.config.sliding_window is None else self._first_seen(start)
+                if end - position == 1:
+                    alone.setdefault(last - first, []).append((table, first, position, at + position - span.start))
+                else:
+                    queries = slice(at + position - span.start, at + end - span.start)
+                    mask = self._mask(torch.arange(position, end)[:, None], torch.arange(first, last)[None])  # [Q 1 S]
+                    self.jobs.append(_Job(queries, self._keys(table, first, last), mask, is_single=True))
                 position = end
+        for length, members in alone.items():
+            tables, firsts, positions, rows = zip(*members, strict=True)
+            keys = [torch.arange(first, first + length) for first in firsts]
+            mask = self._mask(torch.tensor(positions)[:, None], torch.stack(keys))
+            if len(members) == 1:
+                where = self._keys(tables[0], firsts[0], firsts[0] + length)
+                self.jobs.append(_Job(slice(rows[0], rows[0] + 1), where, mask, is_single=True))
+                continue
+            each = zip(tables, firsts, strict=True)
+            slots = torch.stack([_slots(table, first, first + length) for table, first in each])
+            self.jobs.append(_Job(torch.tensor(rows).to(self.device), slots.to(self.device), mask, is_single=True))
+
+    def _mask(self, queries: Int[Tensor, "#Q T"], keys: Int[Tensor, "#Q S"]) -> Float[Tensor, "Q T S"]:
+        """Return what is added to the scores: 0 where a query may see a key, -inf where not."""
+        seen = visible(queries, keys, window=self.config.sliding_window)
+        bias = torch.zeros(seen.shape, dtype=self.k[0].dtype).masked_fill_(~seen, float("-inf"))
+        return bias.to(self.device)
 
     def _plan_fast(self, placed: list[tuple[Tensor, Span, int]]) -> None:
         singles = [each for each in placed if len(each[1].tokens) == 1]
-        width = self.config.n_kv_heads * self.config.head_dim * self.k[0].itemsize
+        width = self.n_kv_heads * self.config.head_dim * self.k[0].itemsize
         if len(singles) > 1 and max(span.end for _, span, _ in singles) * width <= GATHER_BYTES:
             self.jobs.append(self._gathered(singles))
             placed = [each for each in placed if len(each[1].tokens) > 1]
@@ -120,10 +147,7 @@ class PagedCache:
             is_fresh, is_one = span.start == 0 and window is None, n == 1
             mask = None
             if not is_fresh and not (is_one and window is None):
-                mask = visible(
-                    torch.arange(span.start, span.end)[None], torch.arange(first, span.end)[None], window=window
-                )
-                mask = mask.to(self.device)
+                mask = self._mask(torch.arange(span.start, span.end)[None], torch.arange(first, span.end)[None])
             self.jobs.append(_Job(slice(at, at + n), self._keys(table, first, span.end), mask, is_single=is_one))
 
     def _gathered(self, singles: list[tuple[Tensor, Span, int]]) -> _Job:
@@ -134,8 +158,8 @@ class PagedCache:
         for row, (table, span, _) in enumerate(singles):
             keys[row, : span.end] = _slots(table, 0, span.end)
         queries = torch.tensor([at for *_, at in singles])
-        mask = visible(positions, torch.arange(longest)[None], window=self.config.sliding_window)
-        return _Job(queries.to(self.device), keys.to(self.device), mask.to(self.device), is_single=True)
+        mask = self._mask(positions, torch.arange(longest)[None])
+        return _Job(queries.to(self.device), keys.to(self.device), mask, is_single=True)
 
     def _first_seen(self, position: int) -> int:
         """Return the first position that a query there may see, rounded down to a tile."""

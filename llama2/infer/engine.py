@@ -83,6 +83,9 @@ class Engine:
         weight = model.tok_embeddings.weight
         self.batch_invariant = weight.dtype.itemsize >= 4 if batch_invariant is None else batch_invariant
         self.runner = Runner(model, is_invariant=self.batch_invariant)
+        if batch_invariant and not self.runner.is_invariant:
+            raise RequestError("batch_invariant=True needs a model on one device, and this one is split over several")
+        self.batch_invariant = self.runner.is_invariant
         self.pool = BlockPool()
         fits = free_memory(weight.device) // 2 // self.runner.cache.bytes_per_block
         wanted = max_batch * (config.context_length // BLOCK + 1) if cache_tokens is None else cache_tokens // BLOCK

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence as Many
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,8 +21,10 @@ class Runner:
 
     def __init__(self, model: Transformer, *, is_invariant: bool):
         weight = model.tok_embeddings.weight
-        self.model, self.device, self.is_invariant = model, weight.device, is_invariant
-        self.cache = PagedCache(model.config, dtype=weight.dtype, device=weight.device, is_invariant=is_invariant)
+        split = getattr(model, "split", None)  # over several processes (`split.py`)
+        self.model, self.device, self.is_invariant = model, weight.device, is_invariant and split is None
+        settings: dict[str, Any] = dict(dtype=weight.dtype, device=weight.device, is_invariant=self.is_invariant)
+        self.cache: PagedCache = split.cache(**settings) if split else PagedCache(model.config, **settings)
 
     @torch.no_grad()
     def hidden(self, spans: Many[Span]) -> Float[Tensor, "N D"]:

@@ -69,9 +69,12 @@ def attend(
     q: Float[Tensor, "B T H Dh"],
     k: Float[Tensor, "B S K Dh"],
     v: Float[Tensor, "B S K Dh"],
-    mask: Bool[Tensor, "#B T S"] | None = None,
+    mask: Bool[Tensor, "#B T S"] | Float[Tensor, "#B T S"] | None = None,
 ) -> Float[Tensor, "B T H Dh"]:
-    """The same through PyTorch's fused kernels. Without a mask: causal if S = T, else everything is seen (T = 1)."""
+    """The same through PyTorch's fused kernels. Without a mask: causal if S = T, else everything is seen (T = 1).
+
+    A mask of numbers is added to the scores: 0 and -inf.
+    """
     assert mask is not None or q.shape[1] in (1, k.shape[1])
     if q.shape[1] == 1:
         return _attend_one(q, k, v, mask)
@@ -123,7 +126,7 @@ def _attend_one(
     q: Float[Tensor, "B 1 H Dh"],
     k: Float[Tensor, "B S K Dh"],
     v: Float[Tensor, "B S K Dh"],
-    mask: Bool[Tensor, "#B 1 S"] | None,
+    mask: Bool[Tensor, "#B 1 S"] | Float[Tensor, "#B 1 S"] | None,
 ) -> Float[Tensor, "B 1 H Dh"]:
     """The same for one new token: the heads that share a key head are its queries, so keys are read once a group.
 
