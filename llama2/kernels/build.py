@@ -1,0 +1,74 @@
+"""C for the few loops that PyTorch has no operation for: compiled when first needed, and never missed.
+
+The compiler of this machine makes one library of all `*.c` here, for this very processor, into the user's cache.
+Without a compiler, or with LLAMA2_KERNELS=0, callers take their plain twin in PyTorch: slower, and the same numbers.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled kernels, or None where there are none; `status` says why."""
+    found, _ = _found()
+    return found
+
+
+def status() -> str:
+    """Return one line about the kernels."""
+    return _found()[1]
+
+
+@cache
+def _found() -> tuple[ctypes.CDLL | None, str]:
+    if os.environ.get("LLAMA2_KERNELS", "1") == "0":
+        return None, "C kernels are turned off by LLAMA2_KERNELS=0; plain PyTorch is used"
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        return None, "no C compiler was found; plain PyTorch is used, which is slower"
+    try:
+        path = _built(compiler)
+        return ctypes.CDLL(str(path)), f"C kernels: {path}"
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        reason = said[0] if said else "no reason given"
+        return None, f"the C kernels could not be built ({reason}); plain PyTorch is used, which is slower"
+
+
+def _built(compiler: str) -> Path:
+    """Return the library, compiled if this source was not yet, for this processor and compiler."""
+    sources = sorted((each for each in files("llama2.kernels").iterdir() if each.name.endswith(".c")), key=lambda e: e.name)
+    texts = [each.read_bytes() for each in sources]
+    name = hashlib.sha256(b"\0".join([*texts, compiler.encode(), " ".join(FLAGS).encode(), _processor()])).hexdigest()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama2" / "kernels"
+    path = folder / f"{name[:20]}.so"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        for source, text in zip(sources, texts, strict=True):
+            (Path(work) / source.name).write_bytes(text)
+        made, names = Path(work) / "kernels.so", [source.name for source in sources]
+        command = [compiler, *FLAGS, "-o", str(made), *names]
+        subprocess.run(command, cwd=work, check=True, capture_output=True, text=True, timeout=120)
+        made.replace(path)  # complete or not there at all
+    return path
+
+
+def _processor() -> bytes:
+    """Return what tells this processor's abilities from another's: a home folder may be shared."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()} {platform.processor()} {flags}".encode()
