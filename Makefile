@@ -6,7 +6,7 @@ ASSETS := $(wildcard ../shared/assets)
 export LLAMA2_TEST_ASSETS ?= $(if $(ASSETS),$(abspath $(ASSETS)))
 MODEL ?=
 
-.PHONY: setup test test-slow evidence check format demo constraints clean
+.PHONY: setup test test-slow evidence check format demo serve constraints clean
 setup: .venv/ready
 
 # uv reads UV_FIND_LINKS where pip reads PIP_FIND_LINKS: a machine that offers its own PyTorch wheel is heard.
@@ -39,6 +39,9 @@ format: setup
 
 demo: setup  ## make demo, or make demo MODEL=path-or-hub-name
 	$(BIN)/python -m llama2 demo $(if $(MODEL),"$(MODEL)")
+
+serve: setup  ## make serve MODEL=path-or-hub-name
+	$(BIN)/python -m llama2 serve "$(or $(MODEL),llama2-demo/run/model)"
 
 constraints: .venv/ready  ## after a change of dependencies
 	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(BIN)/uv pip compile -q --universal --all-extras --no-annotate --no-header pyproject.toml -o constraints.txt

@@ -32,6 +32,19 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Talk to a model in the terminal.",
         ('llama2 chat meta-llama/Llama-2-7b-chat-hf --system "Answer in one sentence."',),
     ),
+    "serve": (
+        "llama2.cli.serve:serve",
+        "Serve models behind OpenAI's protocol.",
+        (
+            "llama2 serve stories15M.bin --port 8000",
+            "llama2 serve chat=./Llama-3.2-1B-Instruct base=./Llama-3.2-1B --host 0.0.0.0 --api-keys keys.txt",
+        ),
+    ),
+    "bench": (
+        "llama2.cli.bench:bench",
+        "Measure how fast a model reads and writes here.",
+        ("llama2 bench stories15M.bin", "llama2 bench tinyllama-1.1b --dtype bfloat16 --batch 1 --batch 8"),
+    ),
     "convert": (
         "llama2.cli.models:convert",
         "Write a checkpoint in another format.",
@@ -140,12 +153,11 @@ def epilogue(command: str) -> str:
 def main() -> None:
     """Run the command line and leave with its exit code."""
     arguments = sys.argv[1:]
-    if arguments[:1] in (["pretrain"], ["finetune"], ["demo"]):
+    if arguments[:1] in (["pretrain"], ["finetune"], ["demo"]) and "OMP_WAIT_POLICY" not in os.environ:
         # Before PyTorch is loaded. By default its threads wait for each other in a busy loop, and then training on two
         # cores that one other process shares is ten times slower than on one core alone; to sleep at once costs a
         # quarter of the speed where nothing else runs. So they turn a short while (docs/log.md).
-        if "OMP_WAIT_POLICY" not in os.environ:
-            os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     is_debug = arguments[-1:] == ["--debug"]  # last, since elsewhere it may be somebody's text
     if is_debug:
         arguments = arguments[:-1]

@@ -1,5 +1,6 @@
 """Flags that several commands share, flattened into each."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +38,16 @@ class LoadOptions:
     """Tokenizer file or folder; looked for beside the checkpoint if not given."""
     revision: str | None = None
     """Branch, tag or commit of a hub repository."""
+    draft: str | None = None
+    """A smaller model of the same vocabulary that guesses tokens ahead, or "lookup"; changes no text."""
 
     def load(self, model: str, *, max_batch: int = 32, chat_format: str | None = None):
         """Return the loaded LLM (imports PyTorch)."""
         import llama2
 
-        return llama2.load(model, **vars(self), max_batch=max_batch, chat_format=chat_format)
+        # Under torchrun every process holds a part of the model; only the first comes back from here.
+        split = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        return llama2.load(model, **vars(self), max_batch=max_batch, chat_format=chat_format, split=split)
 
 
 @Parameter(name="*")

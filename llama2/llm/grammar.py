@@ -23,7 +23,7 @@ from llama2.errors import RequestError
 from llama2.tokenizer.tokenizer import Tokenizer
 
 Kind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
-KINDS: tuple[Kind, ...] = ("json_object", "json_schema", "regex", "choice", "grammar")
+FORMS: tuple[Kind, ...] = ("json_object", "json_schema", "regex", "choice", "grammar")
 WHITESPACE = r"\n? {0,8}"
 MAX_CHARACTERS = 100_000
 

@@ -240,6 +240,7 @@ def test_a_tokenizer_of_another_model_is_refused(assets, tmp_path):
 
 def test_the_defaults_of_sampling_options_are_those_of_params():
     from llama2.llm import SamplingOptions
+    from llama2.llm.grammar import FORMS
 
     fields = set(SamplingParams.__dataclass_fields__)
-    assert set(SamplingOptions.__annotations__) == fields | {"stop"}
+    assert set(SamplingOptions.__annotations__) == fields | {"stop", *FORMS}

@@ -1,0 +1,174 @@
+"""The answers to one client's request on their way: one job per prompt, all pieces in one queue."""
+
+import asyncio
+import functools
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from llama2.errors import RequestError
+from llama2.infer.request import Request
+from llama2.llm import LLM, Ids, Prompt, SamplingOptions
+from llama2.llm.options import stop_strings
+from llama2.serve.metrics import Metrics
+from llama2.serve.refusal import Refusal
+from llama2.serve.worker import Job, Piece, Worker
+from llama2.tokenizer.tokenizer import Tokenizer
+from llama2.tokenizer.vocabulary import BYTE, UNKNOWN
+
+
+@dataclass
+class Usage:
+    """What a request took, so far."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prompt as the engine takes it."""
+
+    request: Request
+    prompt: Prompt | Ids
+    stops: tuple[str, ...]
+
+
+def prepare(llm: LLM, prompt: Prompt | Ids, options: SamplingOptions, *, adapter: str | None) -> Prepared:
+    """Return a prompt as ids with its sampling; slow for a long prompt, so not for the event loop.
+
+    Raises Llama2Error for what the model cannot be asked.
+    """
+    check_could_fit(llm, prompt)
+    request = replace(llm.request(uuid.uuid4().hex, prompt, **options), adapter=adapter)
+    n_tokens, room = len(request.prompt), llm.config.context_length
+    if n_tokens >= room:
+        raise RequestError(
+            f"the prompt has {n_tokens} tokens and the model's context holds {room}, which leaves no room for an "
+            "answer; shorten the prompt"
+        )
+    return Prepared(request, prompt, stop_strings(options))
+
+
+def check_could_fit(llm: LLM, prompt: Prompt | Ids) -> None:
+    """Refuse a text that cannot fit before minutes are spent on its tokens: none is longer than the longest."""
+    if not isinstance(prompt, str) or not (longest := _longest_token(llm.tokenizer)):
+        return
+    text = re.sub(" +", " ", prompt) if llm.tokenizer.vocabulary.remove_extra_spaces else prompt
+    n_least, room = len(text.encode("utf-8", "replace")) // longest, llm.config.context_length
+    if n_least > room:
+        raise RequestError(
+            f"the prompt has more than {n_least} tokens and the model's context holds {room}, which leaves no room for "
+            "an answer; shorten the prompt"
+        )
+
+
+@functools.lru_cache(maxsize=16)
+def _longest_token(tokenizer: Tokenizer) -> int:
+    """Return the bytes of the longest token; 0 where one of unknown length stands for what the vocabulary lacks."""
+    types = tokenizer.vocabulary.types
+    if UNKNOWN in types and BYTE not in types:
+        return 0
+    return max(len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.n_vocab))
+
+
+class Generation:
+    """Submit with `start`, read with `next`, and always `close`: what is not finished then is cancelled."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        prepared: Sequence[Prepared],
+        *,
+        usage: Usage,
+        metrics: Metrics,
+        timeout_s: float,
+    ):
+        self.worker, self.usage, self.metrics = worker, usage, metrics
+        self.requests = [each.request for each in prepared]
+        self.finish_reasons: dict[int, str] = {}
+        self._queue: asyncio.Queue[Sequence[Piece] | Exception] = asyncio.Queue()
+        self._began = self._last = time.monotonic()
+        self._timeout_s = timeout_s
+        self._jobs: list[Job] = []
+        llm, n_choices = worker.loaded(), 0
+        for each in prepared:
+            texts = llm.texts(each.request, each.prompt, stops=each.stops)
+            job = Job(each.request, texts, self._queue.put_nowait, first_choice=n_choices)
+            self._jobs.append(job)
+            n_choices += each.request.params.n_written
+        self.n_choices = n_choices
+
+    def start(self) -> None:
+        """Queue all of it, or nothing. Raises Refusal."""
+        if self.n_choices > self.worker.room:
+            raise Refusal(
+                400, f"the request asks for {self.n_choices} answers; at most {self.worker.room} are taken at once"
+            )
+        self.usage.prompt_tokens = sum(len(request.prompt) for request in self.requests)
+        try:
+            for job in self._jobs:
+                self.worker.submit(job)
+        except Refusal:
+            self.close()
+            raise
+        self.metrics.tokens.labels(self.worker.name, "prompt").inc(self.usage.prompt_tokens)
+
+    async def next(self) -> Sequence[Piece] | None:
+        """Return the next pieces; None when all answers have ended. Raises what went wrong."""
+        if len(self.finish_reasons) == self.n_choices:
+            return None
+        left = self._began + self._timeout_s - time.monotonic()
+        try:
+            found = await asyncio.wait_for(self._queue.get(), max(left, 0))
+        except TimeoutError:
+            raise Refusal(
+                504,
+                f"the answer was not finished within {self._timeout_s:g} s; ask for fewer tokens",
+                code="timeout",
+                headers={"x-should-retry": "false"},
+            ) from None
+        if isinstance(found, Exception):
+            raise found
+        for piece in found:
+            self._count(piece)
+        return found
+
+    async def collect(self) -> list[list[Piece]]:
+        """Return all pieces of each answer."""
+        answers: list[list[Piece]] = [[] for _ in range(self.n_choices)]
+        while (found := await self.next()) is not None:
+            for piece in found:
+                answers[piece.choice].append(piece)
+        return answers
+
+    def close(self) -> None:
+        """Cancel what is not finished."""
+        for job in self._jobs:
+            if job.n_counted:
+                self.metrics.cancelled.labels(self.worker.name).inc()
+                self.worker.cancel(job)
+
+    def _count(self, piece: Piece) -> None:
+        now, name = time.monotonic(), self.worker.name
+        if not self.usage.completion_tokens:
+            self.metrics.first_token_s.labels(name).observe(now - self._began)
+        elif piece.token.id is not None:
+            self.metrics.next_token_s.labels(name).observe(now - self._last)
+        self._last = now
+        if piece.token.id is not None:
+            self.usage.completion_tokens += 1
+            self.metrics.tokens.labels(name, "completion").inc()
+        if not piece.token.index:  # the other answers to a prompt find all of it
+            self.usage.cached_tokens += piece.token.n_cached
+        if piece.token.finish_reason:
+            self.finish_reasons[piece.choice] = piece.token.finish_reason
+            job = max((job for job in self._jobs if job.first_choice <= piece.choice), key=lambda job: job.first_choice)
+            self.worker.release(job, 1)
