@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from llama2.errors import Llama2Error, RequestError
+from llama2.errors import ConfigError, Llama2Error, QueueFull, RequestError
 from llama2.infer.engine import Engine
 from llama2.infer.request import Request, SamplingParams
 from llama2.model.config import ModelConfig, RopeScaling
+from llama2.model.lora import add_adapter, set_active
+from llama2.model.lora_config import LoraConfig
 from llama2.model.transformer import build
 
 CONFIGS = {
@@ -200,3 +202,116 @@ def test_broken_weights_are_reported_and_do_not_poison_the_next_request():
         model.norm.weight.copy_(kept)
     again = engine.generate([Request("b", (1, 2), SamplingParams(max_new_tokens=4, **GREEDY))])[0][0]
     assert again.tokens == good.tokens
+
+
+def test_an_engine_answers_with_the_weights_as_they_are_now():
+    """As alignment does: train, sample, train; what was read with older weights must not be found again."""
+    model = lively(CONFIGS["grouped"])
+    engine = Engine(model, max_batch=2)
+    request = Request("a", tuple(range(1, 40)), SamplingParams(max_new_tokens=10, temperature=0.0, logprobs=0))
+    before = engine.generate([request])[0][0]
+    assert engine.generate([request])[0][0].n_cached == 32
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.05)
+    after = engine.generate([request])[0][0]
+    assert after.n_cached == 0 and after.logprobs != before.logprobs
+    assert after == Engine(model).generate([request])[0][0]
+
+
+def test_a_full_queue_is_refused_and_nothing_of_the_request_stays():
+    engine = Engine(lively(CONFIGS["grouped"]), max_batch=1, max_waiting=2)
+    params = SamplingParams(max_new_tokens=3)
+    engine.add(Request("a", (1,), params))
+    engine.add(Request("b", (1,), params))
+    with pytest.raises(QueueFull, match="2 answers wait already, at most 2 may"):
+        engine.add(Request("c", (1,), params))
+    seen = set()
+    while not engine.is_idle:
+        seen |= {event.request_id for event in engine.step()}
+    assert seen == {"a", "b"}
+
+
+def test_a_request_that_no_cache_could_hold_is_refused_with_both_numbers():
+    engine = Engine(lively(CONFIGS["grouped"]), cache_tokens=32)
+    with pytest.raises(RequestError, match="may need 43 tokens of cache, and there is room for 32"):
+        engine.add(Request("a", (1, 2, 3), SamplingParams(max_new_tokens=40)))
+
+
+def test_best_of_keeps_the_likeliest_answers():
+    model = lively(CONFIGS["grouped"])
+    options = dict(max_new_tokens=6, seed=3, temperature=1.0, top_p=1.0, logprobs=0)
+    every = answer(model, [1, 2, 3], n=6, **options)
+    kept = answer(model, [1, 2, 3], n=2, best_of=6, **options)
+    ranked = sorted(every, key=lambda each: -sum(each.logprobs) / len(each.logprobs))
+    assert [each.tokens for each in kept] == [each.tokens for each in ranked[:2]]
+    assert [each.index for each in kept] == [0, 1]
+
+
+def test_prompt_logprobs_are_those_of_the_plain_model_whatever_the_chunks():
+    model, prompt = lively(CONFIGS["grouped"]), tuple(range(1, 38))
+    params = SamplingParams(max_new_tokens=1, prompt_logprobs=2, temperature=0.0)
+    with torch.no_grad():
+        rows = model(torch.tensor([prompt]))[0].log_softmax(-1)
+    engine = Engine(model, max_step_tokens=7, max_batch=2)
+    for _ in range(2):  # the second time the prompt is in the cache
+        found = engine.generate([Request("a", prompt, params)])[0][0].prompt_logprobs
+        assert len(found) == len(prompt) - 1
+        for at, (logprob, top) in enumerate(found):
+            assert logprob == pytest.approx(float(rows[at, prompt[at + 1]]), abs=1e-4)
+            assert top[0][0] == int(rows[at].argmax()) and len(top) == 2
+
+
+def test_ignore_eos_goes_on_and_a_grammar_forbids_what_it_does_not_know():
+    model = lively(CONFIGS["grouped"])
+    free = answer(model, [1, 2], max_new_tokens=12, **GREEDY)[0]
+    through = answer(model, [1, 2], max_new_tokens=12, stop_ids=(free.tokens[3],), ignore_eos=True, **GREEDY)[0]
+    assert through.tokens == free.tokens
+    limited = answer(model, [1, 2], max_new_tokens=9, stop_ids=(39,), grammar=OddThenEnd(), **GREEDY)[0]
+    assert limited.finish_reason == "stop" and len(limited.tokens) == 5
+    assert all(token_id % 2 for token_id in limited.tokens)
+
+
+class OddThenEnd:
+    """Five odd tokens, then the end, 39."""
+
+    def matcher(self):
+        return OddThenEndMatcher()
+
+
+class OddThenEndMatcher:
+    def __init__(self):
+        self.n = 0
+
+    def allowed(self):
+        ids = torch.arange(40)
+        return (ids % 2 == 1) & (ids < 39) if self.n < 5 else ids == 39
+
+    def advance(self, token_id):
+        assert token_id % 2
+        self.n += 1
+
+
+def test_adapters_are_chosen_by_request_and_do_not_mix():
+    model = lively(CONFIGS["grouped"])
+    prompt, params = tuple(range(1, 20)), SamplingParams(max_new_tokens=8, **GREEDY)
+    base = Engine(model).generate([Request("base", prompt, params)])[0][0].tokens
+    expected = {None: base}
+    for seed, name in enumerate(("one", "two")):
+        add_adapter(model, LoraConfig(r=4), name=name, seed=seed)
+        with torch.no_grad():
+            for where, weight in model.named_parameters():
+                if f"lora_b.{name}" in where:
+                    weight.normal_(generator=torch.Generator().manual_seed(seed))
+    model.eval()
+    for name in ("one", "two"):
+        set_active(model, name)
+        expected[name] = Engine(model).generate([Request("x", prompt, params)])[0][0].tokens
+    set_active(model, ())
+    assert len({*expected.values()}) == 3
+    names = [None, "one", "two", "one", None, "two"]
+    requests = [Request(str(i), prompt, params, adapter=name) for i, name in enumerate(names)]
+    found = Engine(model, max_batch=4).generate(requests)
+    assert [each[0].tokens for each in found] == [expected[name] for name in names]
+    with pytest.raises(ConfigError, match="no adapter 'three'"):
+        Engine(model).add(Request("x", prompt, params, adapter="three"))
