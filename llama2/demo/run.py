@@ -121,7 +121,7 @@ def prepare_data(world: Path, tokenizer: Path, out: Path) -> None:
 
 
 def train(out: Path, size: Size) -> Outcome:
-    """Pretrain on the stories, and on readers: stories with questions, and in two languages."""
+    """Pretrain on the stories, and on readers: exercises, phrase books and vocabularies."""
     settings = dict(data=(out / "shards", out / "readers"), eval_data=out / "heldout", out=out / "run", resume=True)
     prompts = tuple(next(stories(0, 1, split="heldout")).opening(language) for language in LANGUAGES)
     return pretrain(PretrainConfig(**settings, **size.pretraining, sample_prompts=prompts))  # pyright: ignore[reportArgumentType]

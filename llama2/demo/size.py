@@ -6,7 +6,7 @@ from typing import Any
 from llama2.data.storyworld.raw import Dirt
 
 DIRT = Dirt(
-    near_duplicates=0.01, exact_duplicates=0.02, foreign=0.02, boilerplate=0.1, personal=0.004, mojibake=0.01,
+    near_duplicates=0.003, exact_duplicates=0.02, foreign=0.02, boilerplate=0.1, personal=0.002, mojibake=0.003,
     contamination=0.005,
 )  # fmt: skip
 """Enough to see every rule at work; what no rule takes away, as edited words, is learnt like the rest."""
@@ -30,13 +30,13 @@ FULL = Size(
     n_stories=12_000,
     vocab_size=2048,
     pretraining=dict(
-        weights=(0.6, 0.4), dim=160, n_layers=3, n_heads=4, ffn_dim=448, tied_embeddings=True, rope_theta=1000.0,
-        context_length=512, sequence_length=400, batch_size=10, max_steps=2200, optimizer="muon", learning_rate=1.5e-2,
-        lr_scheduler="wsd", decay_share=0.6, min_lr_share=0.02, warmup_steps=20, dtype="bfloat16", eval_every=550,
-        save_every=550, eval_tokens=30_000,
+        weights=(0.8, 0.2), dim=160, n_layers=3, n_heads=4, ffn_dim=448, tied_embeddings=True, rope_theta=1000.0,
+        context_length=512, sequence_length=400, batch_size=10, max_steps=1400, optimizer="muon", learning_rate=1e-2,
+        lr_scheduler="wsd", decay_share=0.6, min_lr_share=0.02, warmup_steps=20, dtype="bfloat16", eval_every=350,
+        save_every=350, eval_tokens=30_000,
     ),
     finetuning=dict(
-        weights=(0.85, 0.15), replay_share=0.15, too_long="drop", lora_r=8, learning_rate=1e-2, sequence_length=400,
+        weights=(0.95, 0.05), replay_share=0.15, too_long="drop", lora_r=8, learning_rate=1e-2, sequence_length=400,
         batch_size=10, max_steps=1100, warmup_steps=20, dtype="bfloat16", eval_every=250, save_every=250,
         eval_tokens=20_000,
     ),

@@ -1,5 +1,6 @@
 """The routes, in one table, and the application that they make."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import FastAPI
@@ -24,7 +25,7 @@ from llama2.serve.protocol import (
     UnloadAdapterRequest,
     Wire,
 )
-from llama2.serve.refusal import Json, Refusal, refusal
+from llama2.serve.refusal import Json, Refusal, out_of_time, refusal
 from llama2.serve.response_protocol import ResponsesRequest
 from llama2.serve.server import Server, call_of
 from llama2.serve.stream import ClientGone
@@ -127,7 +128,10 @@ def _endpoint(server: Server, path: str, handler: Handler) -> Callable[[Request]
     async def endpoint(request: Request) -> Response:
         call_of(request).path = path
         try:
-            return await handler(server, request)
+            async with asyncio.timeout(server.config.request_timeout_s):
+                return await handler(server, request)
+        except TimeoutError:
+            return out_of_time(server.config.request_timeout_s).response()
         except ClientGone:
             return Response(status_code=499)  # nobody reads it; the log does
         except Exception as error:

@@ -52,6 +52,13 @@ async def _read(request: Request, limit: int) -> bytes:
 def parse(data: bytes, *, max_depth: int) -> dict[str, Any]:
     """Return the object in JSON text. Raises Refusal for what is none, nested too deeply, or of too many parts."""
     too_deep = Refusal(400, f"the body is nested deeper than {max_depth} levels")
+    too_many = Refusal(
+        413,
+        f"the body holds more than {MAX_VALUES} values, or an object of more than {MAX_FIELDS} fields; "
+        "send less at a time",
+    )
+    if data.count(b"[") + data.count(b"{") > MAX_VALUES:
+        raise too_many
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
     except RecursionError:
@@ -68,11 +75,7 @@ def parse(data: bytes, *, max_depth: int) -> dict[str, Any]:
     for _ in range(max_depth):
         n_values += sum(map(len, level))
         if n_values > MAX_VALUES or any(isinstance(each, dict) and len(each) > MAX_FIELDS for each in level):
-            raise Refusal(
-                413,
-                f"the body holds more than {MAX_VALUES} values, or an object of more than {MAX_FIELDS} fields; "
-                "send less at a time",
-            )
+            raise too_many
         level = [child for each in level for child in _children(each) if isinstance(child, dict | list)]
         if not level:
             return value

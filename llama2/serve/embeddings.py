@@ -7,6 +7,8 @@ import struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llama2.llm import LLM
+from llama2.serve.generation import check_could_fit
 from llama2.serve.protocol import EmbeddingRequest, as_list
 from llama2.serve.refusal import Json, Refusal
 from llama2.serve.server import Server, call_of
@@ -23,7 +25,7 @@ async def embeddings(server: Server, request: Request) -> Response:
             400, f"dimensions={asked.dimensions}: this model's vectors have {width}; leave it out", param="dimensions"
         )
     texts = as_list(asked.input)
-    prompts = await asyncio.to_thread(lambda: [target.llm.prompt_ids(text) for text in texts])
+    prompts = await asyncio.to_thread(lambda: [_ids(target.llm, text) for text in texts])
     n_tokens = sum(map(len, prompts))
     call = call_of(request)
     server.limits.tokens(call.who, n_tokens)
@@ -40,6 +42,11 @@ async def embeddings(server: Server, request: Request) -> Response:
     ]
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
     return Json({"object": "list", "data": found, "model": target.name, "usage": usage})
+
+
+def _ids(llm: LLM, text: str | list[int]) -> list[int]:
+    check_could_fit(llm, text)
+    return llm.prompt_ids(text)
 
 
 def _coded(vector: list[float], form: str | None) -> list[float] | str:

@@ -5,15 +5,16 @@ import functools
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from llama2.chat import Message
 from llama2.errors import RequestError
 from llama2.infer.request import Request
 from llama2.llm import LLM, Ids, Prompt, SamplingOptions
 from llama2.llm.options import stop_strings
 from llama2.serve.metrics import Metrics
-from llama2.serve.refusal import Refusal
+from llama2.serve.refusal import Refusal, out_of_time
 from llama2.serve.worker import Job, Piece, Worker
 from llama2.tokenizer.tokenizer import Tokenizer
 from llama2.tokenizer.vocabulary import BYTE, UNKNOWN
@@ -59,15 +60,22 @@ def prepare(llm: LLM, prompt: Prompt | Ids, options: SamplingOptions, *, adapter
 
 def check_could_fit(llm: LLM, prompt: Prompt | Ids) -> None:
     """Refuse a text that cannot fit before minutes are spent on its tokens: none is longer than the longest."""
-    if not isinstance(prompt, str) or not (longest := _longest_token(llm.tokenizer)):
+    text = prompt if isinstance(prompt, str) else "".join(_said(each).strip() for each in prompt)
+    if not text or not (longest := _longest_token(llm.tokenizer)):
         return
-    text = re.sub(" +", " ", prompt) if llm.tokenizer.vocabulary.remove_extra_spaces else prompt
+    if llm.tokenizer.vocabulary.remove_extra_spaces:
+        text = re.sub(" +", " ", text)
     n_least, room = len(text.encode("utf-8", "replace")) // longest, llm.config.context_length
     if n_least > room:
         raise RequestError(
             f"the prompt has more than {n_least} tokens and the model's context holds {room}, which leaves no room for "
             "an answer; shorten the prompt"
         )
+
+
+def _said(part: Message | Mapping[str, str] | int) -> str:
+    """Return what a part of a prompt says; of an id nothing, since it is counted already."""
+    return part.content if isinstance(part, Message) else part["content"] if isinstance(part, Mapping) else ""
 
 
 @functools.lru_cache(maxsize=16)
@@ -129,12 +137,7 @@ class Generation:
         try:
             found = await asyncio.wait_for(self._queue.get(), max(left, 0))
         except TimeoutError:
-            raise Refusal(
-                504,
-                f"the answer was not finished within {self._timeout_s:g} s; ask for fewer tokens",
-                code="timeout",
-                headers={"x-should-retry": "false"},
-            ) from None
+            raise out_of_time(self._timeout_s) from None
         if isinstance(found, Exception):
             raise found
         for piece in found:

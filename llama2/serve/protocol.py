@@ -295,8 +295,8 @@ class TokenizeRequest(Wire):
     """A text or a conversation to turn into ids; llama.cpp's names are understood too."""
 
     model: str | None = None
-    prompt: str | None = None
-    content: str | None = None
+    prompt: str | None = Field(default=None, max_length=1_000_000)
+    content: str | None = Field(default=None, max_length=1_000_000)
     messages: Many[ChatMessage] | None = None
     add_special_tokens: bool | None = None
     add_special: bool | None = None

@@ -67,6 +67,16 @@ def try_later(message: str, seconds: float, *, status: int = 503, code: str | No
     return Refusal(status, message, code=code, headers={"retry-after": str(max(1, round(seconds + 0.5)))})
 
 
+def out_of_time(seconds: float) -> Refusal:
+    """Return a refusal that clients do not answer by asking the same again."""
+    return Refusal(
+        504,
+        f"the request was not answered within {seconds:g} s; ask for fewer tokens",
+        code="timeout",
+        headers={"x-should-retry": "false"},
+    )
+
+
 def refusal(error: Exception) -> Refusal:
     """Return what to tell the client of any exception; of our own mistakes no more than that there was one."""
     match error:

@@ -1,12 +1,15 @@
 """Text to ids, back, and what a conversation looks like to the model: /tokenize, /detokenize, /apply-template."""
 
 import asyncio
+from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llama2.llm import LLM
 from llama2.serve.answers import spelled
-from llama2.serve.protocol import DetokenizeRequest, TemplateRequest, TokenizeRequest
+from llama2.serve.generation import check_could_fit
+from llama2.serve.protocol import ChatMessage, DetokenizeRequest, TemplateRequest, TokenizeRequest
 from llama2.serve.refusal import Json
 from llama2.serve.server import Server
 from llama2.serve.tools import conversation
@@ -22,7 +25,7 @@ async def tokenize(server: Server, request: Request) -> Response:
 
     def ids() -> list[int]:
         if asked.messages is not None:
-            return llm.prompt_ids(conversation(asked.messages, [], llm))
+            return _rendered(llm, asked.messages)
         text = asked.prompt if asked.prompt is not None else asked.content or ""
         return llm.prompt_ids(text) if bos else llm.tokenizer.encode(text)
 
@@ -31,6 +34,12 @@ async def tokenize(server: Server, request: Request) -> Response:
     if asked.with_pieces:
         tokens = [{"id": each, "piece": spelled(llm.tokenizer, each)} for each in tokens if isinstance(each, int)]
     return Json({"tokens": tokens, "count": n_tokens, "max_model_len": llm.config.context_length})
+
+
+def _rendered(llm: LLM, messages: Sequence[ChatMessage]) -> list[int]:
+    turns = conversation(messages, [], llm)
+    check_could_fit(llm, turns)
+    return llm.prompt_ids(turns)
 
 
 async def detokenize(server: Server, request: Request) -> Response:
@@ -45,5 +54,5 @@ async def apply_template(server: Server, request: Request) -> Response:
     """Return a conversation as the model reads it, up to where its answer begins."""
     asked = await server.read(request, TemplateRequest)
     llm = server.target(asked.model).llm
-    tokens = await asyncio.to_thread(lambda: llm.prompt_ids(conversation(asked.messages, [], llm)))
+    tokens = await asyncio.to_thread(_rendered, llm, asked.messages)
     return Json({"prompt": llm.tokenizer.decode(tokens, special=True), "tokens": tokens})

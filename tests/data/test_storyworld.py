@@ -7,8 +7,8 @@ import pytest
 
 from llama2.data.storyworld.files import write_world
 from llama2.data.storyworld.grade import grade
-from llama2.data.storyworld.stories import Story, cast, split_of, stories, story
-from llama2.data.storyworld.tasks import TASKS, a_task, questions, tasks
+from llama2.data.storyworld.stories import Story, cast, passages, split_of, stories, story
+from llama2.data.storyworld.tasks import SHARES, TASKS, a_task, questions, tasks
 from llama2.data.storyworld.words import LANGUAGES, table
 from llama2.errors import Llama2Error
 
@@ -122,13 +122,21 @@ def test_answers_stand_in_the_story(language):
             assert word in answer and word in text, (answer, text)
 
 
-def test_tasks_are_of_every_kind_and_translations_are_the_parallel_story():
+def test_tasks_are_of_every_kind_and_translations_are_the_parallel_passages():
+    starts = set()
+    for each in stories(0, 30):
+        found = list(tasks(each, "en"))
+        assert {task.task for task in found} == set(TASKS)
+        translated = [task for task in found if task.task == "translate"]
+        for task, language in zip(translated, ("es", "zh"), strict=True):
+            at = passages(each, "en", 2).index(task.input)
+            assert task.output == passages(each, language, 2)[at]
+            starts.add(at)
+    assert starts >= {0, 1, 2, 3, 4}
     each = story(0, 1)
-    found = list(tasks(each, "en"))
-    assert {task.task for task in found} == set(TASKS)
-    assert [task.output for task in found if task.task == "translate"] == [each.text("es"), each.text("zh")]
     kinds = [a_task(each, "es", seed=seed).task for seed in range(500)]
-    assert all(kinds.count(kind) > 60 for kind in TASKS)
+    expected = [500 * share / sum(SHARES) for share in SHARES]
+    assert all(kinds.count(kind) > 0.6 * n for kind, n in zip(TASKS, expected, strict=True))
 
 
 def test_a_world_is_plain_files_that_do_not_change(tmp_path):

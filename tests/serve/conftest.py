@@ -77,7 +77,8 @@ def caller_model(tokenizer: Tokenizer):
 @contextmanager
 def serving(keys=(), **settings):
     """Run a server in a thread; yield it once it listens and its models are there."""
-    server = Server(ServeConfig(port=0, device="cpu", **settings), Models(ServeConfig(device="cpu", **settings)))
+    config = ServeConfig(port=0, device="cpu", **settings)
+    server = Server(config, Models(config))
     thread = threading.Thread(target=run, args=(server, keys))
     thread.start()
     until(lambda: server.url and all(worker.llm for worker in server.models.workers))

@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from llama2.data.storyworld.grade import grade
+from llama2.data.storyworld.grade import grade, grade_passage
 from llama2.data.storyworld.instructions import STOPS, obeys, stopped, undressed
 from llama2.data.storyworld.lexicon import share_in
 from llama2.data.storyworld.patterns import able as able_to_be, expression, identities, named
@@ -62,10 +62,14 @@ def grade_answer(answer: str, turn: Turn) -> AnswerGrade:
 
 
 def _grade_text(body: str, turn: Turn) -> tuple[float, float, float]:
-    """Judge a story, which may be any about what was asked for, or a translation, which must be this one."""
+    """Judge a story, which may be any about what was asked for, or a translation, which must be of this text."""
     is_story = turn.task == "story"
-    found = grade(body, turn.language, facts=turn.story.facts, about=turn.about if is_story else "hftp")
     wanted = turn.story.sentences(turn.language)
+    if not is_story and turn.answer != turn.story.text(turn.language):
+        wanted = [sentence for sentence in wanted if sentence in turn.answer]
+        found = grade_passage(body, turn.language, facts=turn.story.facts)
+    else:
+        found = grade(body, turn.language, facts=turn.story.facts, about=turn.about if is_story else "hftp")
     n_wanted = N_SENTENCES if is_story else len(wanted)
     n_fit = max(0, found.n_sentences - found.n_misfits)
     form = 1.0 if found.is_well_formed else 0.8 * min(1.0, found.n_sentences / n_wanted)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from llama2.data.storyworld.instructions import STOPS, dressed
-from llama2.data.storyworld.stories import Story, choices, order_of_beats, separator
+from llama2.data.storyworld.stories import Story, choices, order_of_beats, other_facts, separator
 from llama2.data.storyworld.tasks import outcome
-from llama2.data.storyworld.turns import Turn, other_facts, questions_about
+from llama2.data.storyworld.turns import Turn, questions_about
 from llama2.data.storyworld.words import others, table
 
 Corruption = Callable[[random.Random, Turn], str | None]

@@ -3,7 +3,7 @@
 world/
   train/ stories.en.txt  stories.es.txt  stories.zh.txt    stories, a blank line between them
          stories.jsonl                                     {"text", "language", "title", "summary"}
-         readers.txt                                       stories with questions, and in two languages
+         readers.txt                                       exercises, phrase books and vocabularies
          tasks.jsonl                                       {"instruction", "input", "output", "task", "language"}
          dialogues.jsonl                                   {"messages": [{"role", "content"}], "instruction", ...}
          preferences.jsonl                                 {"prompt", "chosen", "rejected", "rating", "kind", ...}

@@ -5,13 +5,16 @@ Consistency: every name, kind, pronoun, thing and place in it can belong to one 
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from llama2.data.storyworld.patterns import able, expression, identities, named
+from llama2.data.storyworld.patterns import Identities, able, expression, identities, named
 from llama2.data.storyworld.stories import Facts, choices, order_of_beats, separator, template
 from llama2.data.storyworld.words import Language, table
 
+Found = list[tuple[str, str, str]] | str
+"""The (slot, form, surface) triples of a sentence; or why there is none."""
 OPTIONAL_BEATS = ("flavour", "react", "thank")
 
 
@@ -33,10 +36,24 @@ def grade(text: str, language: Language, *, facts: Facts | None = None, about: s
 
     `about` says which of them it must keep to: h hero, f friend, t thing, p place.
     """
-    text = " ".join(text.split()) if language != "zh" else "".join(text.split())
     cast = {} if facts is None else {slot: frozenset({identities(facts)[slot]}) for slot in about}
+    return _judged(_follow(_tidy(text, language), language), language, cast)
+
+
+def grade_passage(text: str, language: Language, *, facts: Facts) -> Grade:
+    """Judge a part of a story: sentences of any beats, which must be about these people, this thing and this place."""
+    cast = {slot: frozenset({who}) for slot, who in identities(facts).items()}
+    return _judged(_read(_tidy(text, language), language), language, cast)
+
+
+def _tidy(text: str, language: Language) -> str:
+    return separator(language).join(text.split())
+
+
+def _judged(sentences: Iterator[Found], language: Language, cast: dict[str, Identities]) -> Grade:
+    """Return the grade of sentences as they come, whose people, thing and place must fit a cast and each other."""
     n_sentences, n_misfits, problem = 0, 0, ""
-    for found in _follow(text, language):
+    for found in sentences:
         if isinstance(found, str):
             return Grade(False, not n_misfits, n_sentences, problem or found, n_misfits)
         n_sentences += 1
@@ -56,7 +73,19 @@ def grade(text: str, language: Language, *, facts: Facts | None = None, about: s
     return Grade(True, not n_misfits, n_sentences, problem, n_misfits)
 
 
-def _follow(text: str, language: Language):
+def _read(text: str, language: Language) -> Iterator[Found]:
+    """Yield what `_follow` does, of sentences in any order; without any there is a problem too."""
+    at = 0
+    while not at or at < len(text):
+        match = next(filter(None, (each.match(text, at) for each in _every_pattern(language))), None)
+        if match is None:
+            yield f"no sentence: {text[at : at + 60]!r}"
+            return
+        yield named(match)
+        at = match.end()
+
+
+def _follow(text: str, language: Language) -> Iterator[Found]:
     """Yield the (slot, form, surface) triples of each sentence in turn; a str says why the text cannot be followed."""
     at, plot, is_good = 0, 0, True
     beats = list(order_of_beats(is_good))
@@ -85,6 +114,14 @@ def _possible(beat: str, plot: int) -> list[tuple[int, str]]:
     if beat == "problem":
         return [(plot_id, beat) for plot_id in range(len(table("sentences")["plots"]))]
     return [(plot, "good"), (plot, "bad")] if beat == "good" else [(plot, beat)]
+
+
+@cache
+def _every_pattern(language: Language) -> tuple[re.Pattern[str], ...]:
+    beats = dict.fromkeys((*order_of_beats(True), *order_of_beats(False)))
+    plots = range(len(table("sentences")["plots"]))
+    found = {each for beat in beats for plot in plots for each in _patterns(beat, plot, language)}
+    return tuple(sorted(found, key=lambda each: each.pattern))
 
 
 @cache

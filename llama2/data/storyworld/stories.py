@@ -143,3 +143,28 @@ def split_of(facts: Facts) -> Split:
 def stories(seed: int, n: int, *, split: Split = "train") -> Iterator[Story]:
     """Yield the first n stories of a world."""
     return (story(seed, index, split=split) for index in range(n))
+
+
+def other_facts(rng: random.Random, facts: Facts) -> Facts:
+    """Return facts of the same plot and end in which everybody and everything is another."""
+    words = table("words")
+    names = rng.sample([n for n in range(len(words["names"])) if n not in (facts.hero[0], facts.friend[0])], 2)
+
+    def another(what: str, than: int) -> int:
+        return rng.choice([n for n in range(len(words[what])) if n != than])
+
+    return Facts(
+        hero=(names[0], another("kinds", facts.hero[1])),
+        friend=(names[1], another("kinds", facts.friend[1])),
+        thing=(another("nouns", facts.thing[0]), another("qualities", facts.thing[1])),
+        place=another("places", facts.place),
+        plot=facts.plot,
+        is_good=facts.is_good,
+    )
+
+
+def passages(told: Story, language: Language, n_sentences: int) -> list[str]:
+    """Return a story cut into passages of so many sentences, the last perhaps shorter."""
+    sentences = told.sentences(language)
+    starts = range(0, len(sentences), n_sentences)
+    return [separator(language).join(sentences[start : start + n_sentences]) for start in starts]

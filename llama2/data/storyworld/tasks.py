@@ -1,4 +1,4 @@
-"""What a story can teach besides itself: titles, summaries, questions, moods and translations.
+"""What a story can teach besides itself: titles, summaries, questions, moods, and passages to translate.
 
 Every record is the instruction format that people bring themselves, `{instruction, input, output}`, with the
 task and the language beside it. Answers follow from the facts, so they can be graded exactly.
@@ -8,10 +8,15 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llama2.data.storyworld.stories import Story, cast
+from llama2.data.storyworld.stories import Story, cast, passages
 from llama2.data.storyworld.words import LANGUAGES, Language, table
 
 TASKS = ("title", "summarise", "answer", "sentiment", "translate")
+SHARES = (1, 1, 4, 2, 2)
+"""How often each task comes: there are seven questions to one title, six pairs of languages, and answers and moods are
+a word or two, of which there is little to learn at a time."""
+PASSAGE = 2
+"""Sentences to translate at a time; so the first two, of which the second says only "she", stay together."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Task:
 
 
 def tasks(story: Story, language: Language) -> Iterator[Task]:
-    """Yield everything that can be asked about a story in a language, one translation into each other language."""
+    """Yield everything that can be asked about a story in a language, and a passage to put into each other language."""
     said = table("tasks")["instructions"]
     text = story.text(language)
     for task in ("title", "summarise", "sentiment"):
@@ -36,7 +41,9 @@ def tasks(story: Story, language: Language) -> Iterator[Task]:
         yield Task("answer", language, question, text, answer)
     for target in LANGUAGES:
         if target != language:
-            yield Task("translate", language, said["translate"][language][target], text, story.text(target))
+            which = random.Random(f"passage/{story}/{language}/{target}").randrange(-(-len(story.beats) // PASSAGE))
+            source, result = (passages(story, each, PASSAGE)[which] for each in (language, target))
+            yield Task("translate", language, said["translate"][language][target], source, result)
 
 
 def outcome(story: Story, language: Language, task: str) -> str:
@@ -59,7 +66,7 @@ def questions(story: Story, language: Language) -> Iterator[tuple[str, str]]:
 
 
 def a_task(story: Story, language: Language, *, seed: int) -> Task:
-    """Return one task, each kind as often as the others."""
+    """Return one task, of the kinds as often as `SHARES` says."""
     rng = random.Random(f"task/{seed}")
-    kind = rng.choice(TASKS)
+    kind = rng.choices(TASKS, SHARES)[0]
     return rng.choice([task for task in tasks(story, language) if task.task == kind])

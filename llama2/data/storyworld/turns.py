@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llama2.data.storyworld.instructions import Instruction, dressed
-from llama2.data.storyworld.stories import Facts, Story, cast, character, spot, thing
+from llama2.data.storyworld.stories import Story, cast, character, other_facts, spot, thing
 from llama2.data.storyworld.tasks import Task, outcome, questions
 from llama2.data.storyworld.words import LANGUAGES, Language, others, table
 
@@ -78,7 +78,7 @@ def later_questions(
 def turn_of(task: Task, told: Story) -> Turn:
     """Return a task about a story as a turn, so that an answer to it can be judged."""
     names = {question: name for name, question, _ in questions_about(told, task.language)}
-    targets: list[Language] = [each for each in LANGUAGES if told.text(each) == task.output]
+    targets: list[Language] = [each for each in LANGUAGES if task.output in told.text(each)]
     language = targets[0] if task.task == "translate" else task.language
     return Turn(task.task, names.get(task.instruction, ""), language, task.instruction, task.output, told)
 
@@ -109,21 +109,3 @@ def _check(rng: random.Random, told: Story, speaks: Language, answers_in: Langua
     }
     answer = table("dialogues")["yes_no"]["yes" if shown == facts else "no"][answers_in]
     return about, table("dialogues")["checks"][about][speaks].format_map(filled), answer
-
-
-def other_facts(rng: random.Random, facts: Facts) -> Facts:
-    """Return facts of the same plot and end in which everybody and everything is another."""
-    words = table("words")
-    names = rng.sample([n for n in range(len(words["names"])) if n not in (facts.hero[0], facts.friend[0])], 2)
-
-    def another(what: str, than: int) -> int:
-        return rng.choice([n for n in range(len(words[what])) if n != than])
-
-    return Facts(
-        hero=(names[0], another("kinds", facts.hero[1])),
-        friend=(names[1], another("kinds", facts.friend[1])),
-        thing=(another("nouns", facts.thing[0]), another("qualities", facts.thing[1])),
-        place=another("places", facts.place),
-        plot=facts.plot,
-        is_good=facts.is_good,
-    )

@@ -94,6 +94,22 @@ def test_a_translation_must_be_of_this_story():
     assert grade_answer(STORY.text("en"), turn).score == 0
 
 
+def test_a_passage_is_judged_by_what_is_in_it():
+    first, second, third, *_ = STORY.sentences("en")
+    turn = ask("translate", answer=f"{first} {second}")
+    assert grade_answer(f"{first} {second}", turn).score == 1
+    found = grade_answer(first, turn)  # half of it
+    assert (found.form, found.facts, found.right) == (1, HALF, FLAWED / 4)
+    found = grade_answer(f"{first} {third}", turn)  # of these people and this thing, but another sentence
+    assert (found.form, found.facts, found.right) == (1, 1, FLAWED / 4)
+    found = grade_answer(f"{first} {second.replace('red', 'blue')}", turn)
+    assert (found.form, found.facts, found.right) == (1, HALF, FLAWED / 4)
+    found = grade_answer(f"{first} {second[:10]}", turn)  # broken off
+    assert (found.form, found.facts, found.right) == (0.8 * HALF, HALF, FLAWED / 4)
+    for nothing in ("", "Hello.", STORY.sentences("es")[0]):
+        assert grade_answer(nothing, turn).score < 0.1
+
+
 def test_every_task_can_be_judged():
     for told in stories(3, 40, split="heldout"):
         for language in LANGUAGES:

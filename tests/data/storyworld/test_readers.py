@@ -1,26 +1,56 @@
 """Pages of readers: a first line that says what they are, sentences that belong together, right answers."""
 
-from llama2.data.storyworld.readers import PAIRS, exercise, page, side_by_side, translation
-from llama2.data.storyworld.stories import stories
+import pytest
+
+from llama2.data.storyworld.readers import PAIRS, exercise, page, phrase_book, quick_exercises, retold, vocabulary
+from llama2.data.storyworld.stories import cast, passages, split_of, stories
 from llama2.data.storyworld.tasks import outcome, questions
-from llama2.data.storyworld.words import LANGUAGES
+from llama2.data.storyworld.words import LANGUAGES, table
 
 STORIES = list(stories(0, 80))
 
 
-def test_an_exercise_has_every_question_with_its_answer():
-    for language in LANGUAGES:
-        first, text, *rest = exercise(STORIES[0], language).split("\n")
-        assert text == STORIES[0].text(language) and first not in text
-        asked = dict(zip(rest[::2], rest[1::2], strict=True))
-        assert asked.items() >= dict(questions(STORIES[0], language)).items()
-        assert outcome(STORIES[0], language, "title") in asked.values()
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_an_exercise_has_every_question_with_its_answer(language):
+    told = STORIES[0]
+    everything = dict(questions(told, language)) | {
+        table("tasks")["instructions"][task][language]: outcome(told, language, task) for task in ("title", "sentiment")
+    }
+    above = []
+    for which in range(len(everything)):
+        first, question, text, *rest = exercise(told, language, which).split("\n")
+        assert text == told.text(language) and first not in text
+        assert dict(zip([question, *rest[1::2]], rest[::2], strict=True)) == everything
+        above.append(question)
+    assert set(above) == set(everything)
 
 
-def test_a_translation_is_the_same_story():
-    assert translation(STORIES[1], "en", "zh").split("\n")[1:] == [STORIES[1].text("en"), STORIES[1].text("zh")]
-    lines = side_by_side(STORIES[1], "es", "en").split("\n")
-    assert lines[1::2] == STORIES[1].sentences("es") and lines[2::2] == STORIES[1].sentences("en")
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_quick_exercises_ask_what_two_sentences_answer(language):
+    for each in STORIES[:20]:
+        lines = quick_exercises(each, language, 0).split("\n")[1:]
+        for told, question, text, answer in zip(retold(each), lines[::3], lines[1::3], lines[2::3], strict=False):
+            assert text == told.opening(language)
+            assert (question, answer) in questions(told, language) or answer == told.title(language)
+            assert str(cast(told.facts, language)["h"]) in text
+
+
+def test_a_page_tells_of_others_and_of_nobody_held_out():
+    for split in ("train", "heldout"):
+        for each in stories(0, 20, split=split):
+            told = [other for other, _ in zip(retold(each), range(10), strict=False)]
+            assert {split_of(other.facts) for other in told} == {split}
+            assert len({other.facts for other in told}) == 10
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_a_phrase_book_says_the_same_twice(first, second):
+    for each in STORIES[:20]:
+        lines = phrase_book(each, first, second).split("\n")[1:]
+        assert len(lines) == 2 * len(passages(each, first, 2))
+        for n, told in zip(range(len(lines) // 2), retold(each), strict=False):
+            assert lines[2 * n : 2 * n + 2] == [passages(told, language, 2)[n] for language in (first, second)]
+        assert vocabulary(each, first, second).split("\n")[1::2] == vocabulary(each, second, first).split("\n")[2::2]
 
 
 def test_no_page_begins_as_a_story():
@@ -31,7 +61,10 @@ def test_no_page_begins_as_a_story():
 
 
 def test_kinds_and_pairs_take_turns():
-    firsts = [page(each, index).split("\n")[0] for index, each in enumerate(STORIES)]
-    assert len(set(firsts[::2])) == len(PAIRS) and len(set(firsts[1::2])) == len(LANGUAGES)
-    two = [page(STORIES[i], i).count("\n") for i in range(0, 72, 2)]
-    assert two.count(2) == 24  # a third of the pages in two languages are sentence by sentence
+    pages = [page(each, index) for index, each in enumerate(stories(0, 144))]
+    firsts = [text.split("\n")[0] for text in pages]
+    assert {firsts[::2].count(first) for first in set(firsts[::2])} == {72 // len(PAIRS)}
+    assert {firsts[1::2].count(first) for first in set(firsts[1::2])} == {72 // len(LANGUAGES)}
+    assert sum(text.count("\n") == 32 for text in pages[::2]) == 24  # a third are vocabularies
+    asked = {text.split("\n")[1] for text in pages[1::6]}
+    assert len(asked) >= 9  # every question stands above a story in its turn
