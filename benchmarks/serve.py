@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import os
 import re
 import subprocess
 import sys
@@ -176,11 +175,14 @@ def measure(path: str, config: ModelConfig, options: argparse.Namespace) -> None
     other = context.Process(target=peer, args=(path, options.dtype, jobs, answers), daemon=True)
     other.start()
     command = [sys.executable, "-m", "llama2", "serve", f"m={path}", "--port", "0", "--dtype", options.dtype]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    log = Path(path).with_name("log")
+    with log.open("w") as file:
+        server = subprocess.Popen(command, stderr=file)
     try:
-        assert server.stderr is not None
-        url = next(found[0] for line in server.stderr if (found := re.search(r"http://[\d.:]+", line)))
         assert answers.get() == "ready"
+        while (found := re.search(r"http://[\d.:]+", log.read_text())) is None:
+            time.sleep(0.2)
+        url = found[0]
         while httpx2.get(f"{url}/health").status_code != 200:
             time.sleep(0.2)
         our_side(url, 1, config.vocab_size)

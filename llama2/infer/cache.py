@@ -177,13 +177,13 @@ class PagedCache:
     def attend(
         self, layer: int, q: Float[Tensor, "1 N H Dh"], k: Float[Tensor, "1 N K Dh"], v: Float[Tensor, "1 N K Dh"]
     ) -> Float[Tensor, "1 N H Dh"]:
-        """Keep k and v, and attend over all that each query may see."""
-        keys, values = self.k[layer], self.v[layer]
-        keys[self.slots], values[self.slots] = k[0], v[0]
+        """Keep k and v, and attend over all that each query may see; rows beyond those placed are nobody's."""
+        keys, values, n = self.k[layer], self.v[layer], len(self.slots)
+        keys[self.slots], values[self.slots] = k[0, :n], v[0, :n]
         outs = [self._attend(job, q[0, job.queries], keys[job.keys], values[job.keys]) for job in self.jobs]
-        if len(outs) == 1:
+        if len(outs) == 1 and n == q.shape[1]:
             return outs[0][None]
-        out = torch.empty_like(q[0])
+        out = torch.zeros_like(q[0])
         for job, each in zip(self.jobs, outs, strict=True):
             out[job.queries] = each
         return out[None]

@@ -12,6 +12,8 @@ import time
 import httpx2
 import pytest
 
+from tests.serve.conftest import until
+
 N_REQUESTS, N_CLIENTS = 2000, 32
 HOSTILE = [
     b"{",
@@ -26,12 +28,14 @@ HOSTILE = [
 ]
 
 
-def start(path):
+def start(path, log):
+    """Start the real command; return its process and address. What it says goes to a file: a full pipe would stop it."""
     command = [sys.executable, "-m", "llama2", "serve", f"pocket={path}", "--port", "0", "--max-batch", "8"]
     command += ["--cache-tokens", "1024"]  # so that answers are preempted
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    url = next(found[0] for line in server.stderr if (found := re.search(r"http://[\d.:]+", line)))
-    return server, url
+    with log.open("w") as file:
+        server = subprocess.Popen(command, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    until(lambda: re.search(r"http://[\d.:]+", log.read_text()), seconds=60)
+    return server, re.search(r"http://[\d.:]+", log.read_text())[0]
 
 
 def resident(pid: int) -> int:
@@ -92,8 +96,8 @@ async def soak(url: str, rng: random.Random) -> dict[str, int]:
 @pytest.mark.evidence
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
-def test_nothing_is_left_of_two_thousand_requests(pocket_path):
-    server, url = start(pocket_path)
+def test_nothing_is_left_of_two_thousand_requests(pocket_path, tmp_path):
+    server, url = start(pocket_path, tmp_path / "log")
     try:
         with httpx2.Client(base_url=url, timeout=300) as http:
             while http.get("/health").status_code != 200:
