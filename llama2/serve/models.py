@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,11 @@ from llama2.serve.refusal import Refusal
 from llama2.serve.worker import Worker
 
 log = logging.getLogger("llama2.serve")
+
+
+def is_split() -> bool:
+    """Return whether torchrun started several processes: then each holds a part of the model."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @dataclass
@@ -50,7 +56,7 @@ class Models:
             if name in self.served:
                 raise RequestError(f"two models are called {name!r}; name them, e.g. first={path}")
             room = config.max_batch + config.max_waiting
-            open_llm = self._opener(path, is_first=not self.served)
+            open_llm = self._opener(name, path, is_first=not self.served)
             worker = Worker(name, open_llm, open_engine=self._open_engine, room=room)
             self.served[name] = Served(worker, path)
         for given in config.adapter:
@@ -58,12 +64,17 @@ class Models:
             model, _, name = name.rpartition("/")
             if not (separator and name and path):
                 raise RequestError(f"--adapter {given} must be NAME=FOLDER")
+            if model and model not in self.served:
+                raise RequestError(
+                    f"--adapter {given} is for the model {model!r}{did_you_mean(model, self.served)}; there is "
+                    f"{', '.join(self.served)}"
+                )
             self._model(model or None).adapters[name] = path
         names = [name for each in self.served.values() for name in each.adapters] + list(self.served)
         if len(names) != len(set(names)):
             raise RequestError(f"the names {', '.join(names)} must all differ")
 
-    def _opener(self, path: str, *, is_first: bool) -> Callable[[], LLM]:
+    def _opener(self, name: str, path: str, *, is_first: bool) -> Callable[[], LLM]:
         config = self.config
 
         def open_llm() -> LLM:
@@ -75,10 +86,10 @@ class Models:
                 max_batch=config.max_batch,
                 chat_format=config.chat_format,
                 draft=config.draft if is_first else None,
+                split=is_split(),
             )
-            served = next(each for each in self.served.values() if each.source == path)
-            for name, folder in served.adapters.items():
-                _put_on(llm, name, folder)
+            for adapter, folder in self.served[name].adapters.items():
+                _put_on(llm, adapter, folder)
             return llm
 
         return open_llm

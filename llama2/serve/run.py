@@ -5,6 +5,8 @@ bind -> event loop, 503 while the worker threads load -> answers -> SIGTERM: 503
 
 import asyncio
 import logging
+import os
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -16,7 +18,7 @@ from llama2.errors import RequestError
 from llama2.serve.app import make_app
 from llama2.serve.config import LOOPBACK, ServeConfig
 from llama2.serve.keys import read_keys
-from llama2.serve.models import Models
+from llama2.serve.models import Models, is_split
 from llama2.serve.refusal import try_later
 from llama2.serve.server import Server
 
@@ -34,6 +36,13 @@ def serve(config: ServeConfig) -> None:
                 f"--host {config.host} is open to other machines; give --api-keys FILE, or --no-auth if anybody may ask"
             )
         log.warning("anybody who reaches %s port %d may ask: --no-auth", config.host, config.port)
+    if is_split():
+        if len(config.models) > 1 or config.adapter or config.draft:
+            raise RequestError("several processes serve one plain model: no other models, adapters or draft beside it")
+        if os.environ["RANK"] != "0":  # it holds its part of the model, and does as the first process does
+            for each in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(each, signal.SIG_IGN)
+            Models(config).workers[0].open_llm()
     run(Server(config, Models(config)), keys)
 
 
@@ -58,6 +67,9 @@ def _bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+    except socket.gaierror as error:
+        listener.close()
+        raise RequestError(f"--host {host} is no address of this machine ({error.strerror})") from None
     except OSError as error:
         listener.close()
         raise RequestError(f"port {port} of {host} cannot be used ({error.strerror}); choose another --port") from None

@@ -6,11 +6,13 @@
       call(function) ------------->      function(llm)          between two steps
       job.deliver(pieces) <--------      engine.step, texts     at most once a step and job
 
-A step that fails ends the requests in flight with an error; the thread goes on with a new engine.
+An answer that the engine gives up ends its request with an error. A step that fails ends all that are in flight; the
+thread goes on with a new engine.
 """
 
 import asyncio
 import contextlib
+import logging
 import queue
 import threading
 from collections import deque
@@ -24,6 +26,7 @@ from llama2.infer.request import Request, Token
 from llama2.llm import LLM, AnswerTexts
 from llama2.serve.refusal import Refusal, log_mistake, try_later
 
+log = logging.getLogger("llama2.serve")
 Result = TypeVar("Result")
 
 
@@ -66,7 +69,7 @@ class Worker:
         self.failure: Exception | None = None
         """Why the model could not be loaded."""
         self.n_answers = 0
-        self._open_llm, self._open_engine = open_llm, open_engine
+        self.open_llm, self._open_engine = open_llm, open_engine
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._jobs: dict[str, Job] = {}
         self._pending: deque[Job | Callable[[], None]] = deque()
@@ -162,7 +165,7 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            llm = self._open_llm()
+            llm = self.open_llm()
             self.engine, self.llm = self._open_engine(llm), llm
         except Exception as error:
             self.failure = error
@@ -226,6 +229,7 @@ class Worker:
 
     def _deliver(self, engine: Engine, events: Sequence[Token]) -> None:
         pieces: dict[Job, list[Piece]] = {}
+        failed: dict[Job, str] = {}
         for event in events:
             job = self._jobs.get(event.request_id)
             found = job.texts.push(event) if job is not None else None
@@ -234,13 +238,21 @@ class Worker:
             token, text = found
             if token.finish_reason != event.finish_reason:
                 engine.abort(token.request_id, token.index)
+            if token.error is not None:
+                failed[job] = token.error
             pieces.setdefault(job, []).append(Piece(job.first_choice + token.index, token, text))
             if token.finish_reason:
                 job.n_open -= 1
                 if not job.n_open:
                     del self._jobs[event.request_id]
         for job, found in pieces.items():
-            self._post(job.deliver, found)
+            if job not in failed:
+                self._post(job.deliver, found)
+                continue
+            log.error("%s gave an answer up", self.name)
+            self._drop(job)
+            self._post(job.deliver, [piece for piece in found if not piece.token.error])
+            self._post(job.deliver, Refusal(500, failed[job], headers={"x-should-retry": "false"}))
 
     def _fail_all(self, error: Exception) -> None:
         """End every job in flight with an error, and begin with a new engine."""
