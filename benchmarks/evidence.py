@@ -34,6 +34,7 @@ COMMANDS = (
     "learning tinystories",
     "finetuning",
     "finetune_memory",
+    "serve",
     "tasks sst2",
     "tasks multi30k",
     "tasks csl",
@@ -112,6 +113,8 @@ AIMS = (
         + [(f"translate {a}-{b}", 80) for a in LANGUAGES for b in LANGUAGES if a != b]
     ),
     *(Aim("finetune_memory", "tinyllama-1.1b", "bfloat16", f"{row}: ours/peft", 1.0, TRIED_PEFT) for row in PEFT_ROWS),
+    *(Aim("serve", "tinyllama-1.1b", "bfloat16", f"{n}: ours/theirs", 1.0, "") for n in (1, 4, 8, 16)),
+    Aim("serve", "tinyllama-1.1b", "bfloat16", "8/1 clients", 2.0, ""),
     Aim("shakespeare", "", "", "1.68/loss", 1.0, ""),
     Aim("tinystories", "stories260k", "bfloat16", "n-gram/loss", 1.05, ""),
     Aim("sst2", "", "bfloat16", "accuracy", 78.0, ""),

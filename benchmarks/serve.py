@@ -165,7 +165,9 @@ def main() -> None:
     config = family_config(options.model)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "model")
-        llama2.save(build(config, dtype=getattr(torch, options.dtype)), path, tokenizer=vocabulary_of(config.vocab_size))
+        llama2.save(
+            build(config, dtype=getattr(torch, options.dtype)), path, tokenizer=vocabulary_of(config.vocab_size)
+        )
         measure(path, config, options)
 
 
@@ -187,15 +189,22 @@ def measure(path: str, config: ModelConfig, options: argparse.Namespace) -> None
             time.sleep(0.2)
         our_side(url, 1, config.vocab_size)
         their_side(jobs, answers, 1, config.vocab_size)
+        company = Company()
+        found: dict[str, object] = {"model": options.model, "dtype": options.dtype, "new_tokens": N_NEW}
+        speeds: dict[int, float] = {}
         for n_clients in options.clients:
-            company, ours, theirs = Company(), [], []
+            ours, theirs = [], []
             for _ in range(options.rounds):
                 ours.append(our_side(url, n_clients, config.vocab_size).summary())
                 theirs.append(their_side(jobs, answers, n_clients, config.vocab_size).summary())
             sides = {"ours": median_of(ours), "theirs": median_of(theirs)}
-            ratio = sides["ours"]["tokens_per_s"] / sides["theirs"]["tokens_per_s"]
-            which = {"model": options.model, "dtype": options.dtype, "clients": n_clients, "new_tokens": N_NEW}
-            report("serve", {**which, **sides, "ours/theirs": round(ratio, 3), "others_share": company.share()})
+            found |= {f"{n_clients}: {side} {name}": value for side in sides for name, value in sides[side].items()}
+            speeds[n_clients] = sides["ours"]["tokens_per_s"]
+            found[f"{n_clients}: ours/theirs"] = round(speeds[n_clients] / sides["theirs"]["tokens_per_s"], 3)
+            print(n_clients, sides, file=sys.stderr, flush=True)
+        first = speeds[options.clients[0]]
+        found |= {f"{n}/{options.clients[0]} clients": round(speed / first, 3) for n, speed in speeds.items()}
+        report("serve", {**found, "others_cpu": company.share()})
     finally:
         server.terminate()
         jobs.put(None)
