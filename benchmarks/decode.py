@@ -149,7 +149,7 @@ def run(name: str, dtype: str, n_rounds: int, n_prefill: int = 512) -> list[dict
 def flips(model: Transformer, *, invariant: bool, n_answers: int = 16, n_new: int = 64) -> float:
     """Return how often, in 1,000 sampled tokens, one is another in a batch than alone; up to each answer's first."""
     params = [SamplingParams(max_new_tokens=n_new, temperature=1.0, top_p=1.0, seed=i) for i in range(n_answers)]
-    prompts = [tuple(3 + (i * 7919 + j * 31) % 1000 for j in range(8 + 5 * i)) for i in range(n_answers)]
+    prompts = [tuple(3 + (i * 7919 + j * 31) % 500 for j in range(8 + 5 * i)) for i in range(n_answers)]
     requests = [Request(str(i), *each) for i, each in enumerate(zip(prompts, params, strict=True))]
     together = Engine(model, batch_invariant=invariant).generate(requests)
     n_flipped = n_tokens = 0
