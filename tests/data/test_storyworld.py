@@ -7,7 +7,7 @@ import pytest
 
 from llama2.data.storyworld.files import write_world
 from llama2.data.storyworld.grade import grade
-from llama2.data.storyworld.stories import Story, cast, passages, split_of, stories, story
+from llama2.data.storyworld.stories import Story, cast, phrases, split_of, stories, story
 from llama2.data.storyworld.tasks import SHARES, TASKS, a_task, questions, tasks
 from llama2.data.storyworld.words import LANGUAGES, table
 from llama2.errors import Llama2Error
@@ -122,21 +122,31 @@ def test_answers_stand_in_the_story(language):
             assert word in answer and word in text, (answer, text)
 
 
-def test_tasks_are_of_every_kind_and_translations_are_the_parallel_passages():
-    starts = set()
+def test_tasks_are_of_every_kind_and_translations_are_the_parallel_phrases():
+    places = []
     for each in stories(0, 30):
         found = list(tasks(each, "en"))
         assert {task.task for task in found} == set(TASKS)
         translated = [task for task in found if task.task == "translate"]
         for task, language in zip(translated, ("es", "zh"), strict=True):
-            at = passages(each, "en", 2).index(task.input)
-            assert task.output == passages(each, language, 2)[at]
-            starts.add(at)
-    assert starts >= {0, 1, 2, 3, 4}
+            at = phrases(each, "en").index(task.input)
+            assert task.output == phrases(each, language)[at]
+            places.append(at)
+    assert {*places} >= {0, 1, 2, 3, 4, 5}
+    assert sum(at > 1 for at in places) >= 20  # neither titles nor summaries
     each = story(0, 1)
     kinds = [a_task(each, "es", seed=seed).task for seed in range(500)]
     expected = [500 * share / sum(SHARES) for share in SHARES]
     assert all(kinds.count(kind) > 0.6 * n for kind, n in zip(TASKS, expected, strict=True))
+
+
+def test_what_is_translated_says_whom_it_is_about_in_every_language():
+    told = next(each for each in stories(0, 50) if ("have", 0) in each.beats)
+    for language in LANGUAGES:
+        found, all_of_it = phrases(told, language), told.sentences(language)
+        assert found[:2] == [told.title(language), told.summary(language)]
+        assert all_of_it[0] in found and all_of_it[1] not in found  # "Llevaba una cometa roja": she, or he?
+    assert len({len(phrases(told, language)) for language in LANGUAGES}) == 1
 
 
 def test_a_world_is_plain_files_that_do_not_change(tmp_path):

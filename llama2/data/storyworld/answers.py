@@ -13,7 +13,7 @@ difference of style, not of content.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from llama2.data.storyworld.grade import grade, grade_passage
@@ -50,15 +50,23 @@ class AnswerGrade:
 def grade_answer(answer: str, turn: Turn) -> AnswerGrade:
     """Judge an answer to a turn of a dialogue."""
     body = undressed(answer, turn.standing)
-    if turn.task in ("story", "translate"):
+    task = _judged_as(turn)
+    if task in ("story", "translate"):
         form, facts, right = _grade_text(body, turn)
     else:
-        form, facts, right = _grade_short(body, turn)
+        form, facts, right = _grade_short(body, replace(turn, task=task))
     language = share_in(body, turn.language) if right < TIDY else 1.0
     parts = {"form": form, "facts": facts, "right": right, "language": language}
     is_obedient = obeys(answer, turn.standing)
     score = sum(WEIGHTS[name] * part for name, part in parts.items()) * (1.0 if is_obedient else 0.5)
     return AnswerGrade(round(score, 6), **parts, obeys=is_obedient)
+
+
+def _judged_as(turn: Turn) -> str:
+    """Return the task whose answers look like this one's: a translated title looks like a title."""
+    told = {"title": turn.story.title(turn.language), "summarise": turn.story.summary(turn.language)}
+    translated = [task for task, text in told.items() if text == turn.answer]
+    return translated[0] if turn.task == "translate" and translated else turn.task
 
 
 def _grade_text(body: str, turn: Turn) -> tuple[float, float, float]:

@@ -6,6 +6,7 @@ and place together, so a model that tells held-out stories well has not learnt t
 
 import hashlib
 import random
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -163,8 +164,17 @@ def other_facts(rng: random.Random, facts: Facts) -> Facts:
     )
 
 
-def passages(told: Story, language: Language, n_sentences: int) -> list[str]:
-    """Return a story cut into passages of so many sentences, the last perhaps shorter."""
-    sentences = told.sentences(language)
-    starts = range(0, len(sentences), n_sentences)
-    return [separator(language).join(sentences[start : start + n_sentences]) for start in starts]
+def phrases(told: Story, language: Language) -> list[str]:
+    """Return what can be translated alone: the title, the summary, and the sentences that name the same everywhere.
+
+    "Llevaba una cometa roja" does not say whether she or he had it; the nth means the same in every language.
+    """
+    said = zip(told.sentences(language), told.beats, strict=True)
+    alone = [text for text, (beat, which) in said if _names_the_same(beat, which, told.facts.plot)]
+    return [told.title(language), told.summary(language), *alone]
+
+
+@cache
+def _names_the_same(beat: str, which: int, plot: int) -> bool:
+    parsed = (string.Formatter().parse(text) for text in choices(beat, plot)[which].values())
+    return len({frozenset(name.partition(".")[0] for _, name, _, _ in parts if name) for parts in parsed}) == 1

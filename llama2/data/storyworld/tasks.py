@@ -1,4 +1,4 @@
-"""What a story can teach besides itself: titles, summaries, questions, moods, and passages to translate.
+"""What a story can teach besides itself: titles, summaries, questions, moods, and phrases to translate.
 
 Every record is the instruction format that people bring themselves, `{instruction, input, output}`, with the
 task and the language beside it. Answers follow from the facts, so they can be graded exactly.
@@ -8,15 +8,13 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llama2.data.storyworld.stories import Story, cast, passages
+from llama2.data.storyworld.stories import Story, cast, phrases
 from llama2.data.storyworld.words import LANGUAGES, Language, table
 
 TASKS = ("title", "summarise", "answer", "sentiment", "translate")
-SHARES = (1, 1, 4, 2, 2)
+SHARES = (1, 1, 4, 2, 6)
 """How often each task comes: there are seven questions to one title, six pairs of languages, and answers and moods are
 a word or two, of which there is little to learn at a time."""
-PASSAGE = 2
-"""Sentences to translate at a time; so the first two, of which the second says only "she", stay together."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,10 @@ class Task:
 
 
 def tasks(story: Story, language: Language) -> Iterator[Task]:
-    """Yield everything that can be asked about a story in a language, and a passage to put into each other language."""
+    """Yield everything that can be asked about a story in a language, and a phrase to put into each other language.
+
+    A quarter of the phrases are titles, a quarter summaries, and the others sentences.
+    """
     said = table("tasks")["instructions"]
     text = story.text(language)
     for task in ("title", "summarise", "sentiment"):
@@ -41,8 +42,9 @@ def tasks(story: Story, language: Language) -> Iterator[Task]:
         yield Task("answer", language, question, text, answer)
     for target in LANGUAGES:
         if target != language:
-            which = random.Random(f"passage/{story}/{language}/{target}").randrange(-(-len(story.beats) // PASSAGE))
-            source, result = (passages(story, each, PASSAGE)[which] for each in (language, target))
+            rng = random.Random(f"phrase/{story}/{language}/{target}")
+            pairs = list(zip(phrases(story, language), phrases(story, target), strict=True))
+            source, result = rng.choice([*pairs[:2], *rng.sample(pairs[2:], 2)])
             yield Task("translate", language, said["translate"][language][target], source, result)
 
 

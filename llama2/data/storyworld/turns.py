@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llama2.data.storyworld.instructions import Instruction, dressed
-from llama2.data.storyworld.stories import Story, cast, character, other_facts, spot, thing
+from llama2.data.storyworld.stories import Story, cast, character, other_facts, phrases, spot, thing
 from llama2.data.storyworld.tasks import Task, outcome, questions
 from llama2.data.storyworld.words import LANGUAGES, Language, others, table
 
@@ -78,7 +78,7 @@ def later_questions(
 def turn_of(task: Task, told: Story) -> Turn:
     """Return a task about a story as a turn, so that an answer to it can be judged."""
     names = {question: name for name, question, _ in questions_about(told, task.language)}
-    targets: list[Language] = [each for each in LANGUAGES if task.output in told.text(each)]
+    targets: list[Language] = [each for each in LANGUAGES if task.output in phrases(told, each)]
     language = targets[0] if task.task == "translate" else task.language
     return Turn(task.task, names.get(task.instruction, ""), language, task.instruction, task.output, told)
 

@@ -94,6 +94,16 @@ def test_a_translation_must_be_of_this_story():
     assert grade_answer(STORY.text("en"), turn).score == 0
 
 
+def test_a_translated_title_is_judged_as_a_title():
+    for text in (STORY.title("es"), STORY.summary("es")):
+        turn = ask("translate", answer=text, language="es")
+        assert grade_answer(text, turn).score == 1
+        assert grade_answer(STORY.sentences("es")[0], turn).form == 0
+    other = Story(replace(FACTS, thing=(FACTS.thing[0], FACTS.thing[1] + 1)), STORY.beats)
+    found = grade_answer(other.title("es"), ask("translate", answer=STORY.title("es"), language="es"))
+    assert (found.form, found.facts, found.right) == (1, HALF, 0)
+
+
 def test_a_passage_is_judged_by_what_is_in_it():
     first, second, third, *_ = STORY.sentences("en")
     turn = ask("translate", answer=f"{first} {second}")

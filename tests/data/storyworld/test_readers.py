@@ -2,9 +2,21 @@
 
 import pytest
 
-from llama2.data.storyworld.readers import PAIRS, exercise, page, phrase_book, quick_exercises, retold, vocabulary
-from llama2.data.storyworld.stories import cast, passages, split_of, stories
-from llama2.data.storyworld.tasks import outcome, questions
+from llama2.data.storyworld.readers import (
+    N_PHRASES,
+    ORDERS,
+    QUICK,
+    arrival,
+    exercise,
+    page,
+    phrase_book,
+    quick_exercises,
+    retold,
+    vocabulary,
+)
+from llama2.data.storyworld.stories import cast, phrases, split_of, stories
+from llama2.data.storyworld.tasks import outcome
+from llama2.data.storyworld.turns import questions_about
 from llama2.data.storyworld.words import LANGUAGES, table
 
 STORIES = list(stories(0, 80))
@@ -13,10 +25,11 @@ STORIES = list(stories(0, 80))
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_an_exercise_has_every_question_with_its_answer(language):
     told = STORIES[0]
-    everything = dict(questions(told, language)) | {
+    everything = {question: answer for _, question, answer in questions_about(told, language)} | {
         table("tasks")["instructions"][task][language]: outcome(told, language, task) for task in ("title", "sentiment")
     }
     above = []
+    assert len(everything) == 12
     for which in range(len(everything)):
         first, question, text, *rest = exercise(told, language, which).split("\n")
         assert text == told.text(language) and first not in text
@@ -26,13 +39,17 @@ def test_an_exercise_has_every_question_with_its_answer(language):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_quick_exercises_ask_what_two_sentences_answer(language):
-    for each in STORIES[:20]:
-        lines = quick_exercises(each, language, 0).split("\n")[1:]
+def test_quick_exercises_ask_what_three_sentences_answer(language):
+    asked = set()
+    for which, each in enumerate(STORIES[:20]):
+        lines = quick_exercises(each, language, which).split("\n")[1:]
         for told, question, text, answer in zip(retold(each), lines[::3], lines[1::3], lines[2::3], strict=False):
-            assert text == told.opening(language)
-            assert (question, answer) in questions(told, language) or answer == told.title(language)
-            assert str(cast(told.facts, language)["h"]) in text
+            assert text.startswith(told.opening(language)) and text.endswith(arrival(told, language))
+            names = {(question, answer): about for about, question, answer in questions_about(told, language)}
+            asked.add(names.get((question, answer), "title"))
+            assert (question, answer) in names or answer == told.title(language)
+            assert all(str(cast(told.facts, language)[slot]) in text for slot in "hf")
+    assert asked == set(QUICK)
 
 
 def test_a_page_tells_of_others_and_of_nobody_held_out():
@@ -43,14 +60,24 @@ def test_a_page_tells_of_others_and_of_nobody_held_out():
             assert len({other.facts for other in told}) == 10
 
 
-@pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_a_phrase_book_says_the_same_twice(first, second):
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_phrase_book_says_the_same_three_times(order):
     for each in STORIES[:20]:
-        lines = phrase_book(each, first, second).split("\n")[1:]
-        assert len(lines) == 2 * len(passages(each, first, 2))
-        for n, told in zip(range(len(lines) // 2), retold(each), strict=False):
-            assert lines[2 * n : 2 * n + 2] == [passages(told, language, 2)[n] for language in (first, second)]
-        assert vocabulary(each, first, second).split("\n")[1::2] == vocabulary(each, second, first).split("\n")[2::2]
+        lines = phrase_book(each, order).split("\n")[1:]
+        assert len(lines) == 3 * N_PHRASES
+        for n, told in zip(range(N_PHRASES), retold(each), strict=False):
+            said = list(zip(*(phrases(told, language) for language in order), strict=True))
+            assert tuple(lines[3 * n : 3 * n + 3]) in said
+        backwards = vocabulary(each, order[::-1]).split("\n")[1:]
+        assert vocabulary(each, order).split("\n")[1::3] == backwards[2::3]
+
+
+def test_a_phrase_book_has_titles_summaries_and_sentences():
+    places = set()
+    for each in STORIES:
+        first, *_ = phrase_book(each, LANGUAGES).split("\n")[1:]
+        places.add(min(2, phrases(next(retold(each)), "en").index(first)))
+    assert places == {0, 1, 2}
 
 
 def test_no_page_begins_as_a_story():
@@ -63,8 +90,8 @@ def test_no_page_begins_as_a_story():
 def test_kinds_and_pairs_take_turns():
     pages = [page(each, index) for index, each in enumerate(stories(0, 144))]
     firsts = [text.split("\n")[0] for text in pages]
-    assert {firsts[::2].count(first) for first in set(firsts[::2])} == {72 // len(PAIRS)}
+    assert {firsts[::2].count(first) for first in set(firsts[::2])} == {72 // len(ORDERS)}
     assert {firsts[1::2].count(first) for first in set(firsts[1::2])} == {72 // len(LANGUAGES)}
-    assert sum(text.count("\n") == 32 for text in pages[::2]) == 24  # a third are vocabularies
+    assert sum(text.count("\n") == 48 for text in pages[::2]) == 36  # half are vocabularies
     asked = {text.split("\n")[1] for text in pages[1::6]}
     assert len(asked) >= 9  # every question stands above a story in its turn
