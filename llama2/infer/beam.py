@@ -99,7 +99,12 @@ class Beams:
     def events(self) -> list[Token]:
         """Return the n best as if they had been written token by token."""
         found: list[Token] = []
-        for index, (_, each) in enumerate(self.done[: self.params.n]):
+        for index in range(self.params.n):
+            if index >= len(self.done):
+                why = f"beam search found {len(self.done)} texts, and n={self.params.n} were asked for"
+                found.append(Token(self.request.id, index, None, finish_reason="abort", error=why))
+                continue
+            each = self.done[index][1]
             pairs = zip(each.tokens, each.logprobs, strict=False)
             found += [Token(self.request.id, index, token_id, logprob) for token_id, logprob in pairs]
             if each.reason == "length":

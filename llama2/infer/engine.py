@@ -18,6 +18,7 @@ from torch import Tensor
 from llama2.errors import Llama2Error, QueueFull, RequestError
 from llama2.infer.beam import Beams
 from llama2.infer.blocks import BLOCK, BlockPool
+from llama2.infer.completion import best, completion, unless_failed
 from llama2.infer.request import Completion, FinishReason, Request, Token, TopLogprobs
 from llama2.infer.runner import Runner
 from llama2.infer.sampling import choose, needs_penalties, penalise, uniform
@@ -26,6 +27,11 @@ from llama2.infer.sequence import Sequence, Span
 from llama2.infer.speculative import Drafter, Speculation
 from llama2.model.lora import adapter_config
 from llama2.model.transformer import Transformer
+
+NOT_FINITE = (
+    "the model's logits are not finite numbers: its weights are damaged, or too large for 16 bits; "
+    "fetch them again, or load them with dtype float32"
+)
 
 
 @dataclass(frozen=True)
@@ -138,8 +144,10 @@ class Engine:
             return
         seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
         self._add_all(
-            Sequence(request, index, seed, list(request.prompt), matcher=self._matcher(request))
-            for index in range(request.params.n_written)
+            [
+                Sequence(request, index, seed, list(request.prompt), matcher=self._matcher(request))
+                for index in range(request.params.n_written)
+            ]
         )
 
     def _add_all(self, sequences: Iterable[Sequence]) -> None:
@@ -195,17 +203,22 @@ class Engine:
             if not spans:
                 return []
             self.n_steps += 1
-            hidden = self.runner.hidden(spans)
-            return self._sample(spans, self._logits(spans, hidden))
+            logits, spoilt = self._logits(spans, self.runner.hidden(spans))
+            if not spoilt:
+                return self._sample(spans, logits)
+            events = [event for sequence in spoilt for event in self._give_up(sequence, Llama2Error(NOT_FINITE))]
+            events += self._sample([span for span in spans if span.sequence in self.scheduler.running], logits)
+            self._read_anew()
+            return events
 
     def generate(self, requests: Many[Request]) -> list[list[Completion]]:
-        """Answer all requests and return, for each, its n completions."""
+        """Answer all requests and return, for each, its n completions. Raises Llama2Error if one is given up."""
         collected: dict[tuple[str, int], list[Token]] = {}
         for token in self.stream(requests):
-            collected.setdefault((token.request_id, token.index), []).append(token)
+            collected.setdefault((token.request_id, token.index), []).append(unless_failed(token))
         return [
             [
-                completion(request, index, collected[request.id, which])
+                completion(request, index, collected[request.id, which], first=collected[request.id, 0])
                 for index, which in enumerate(
                     best(request, [collected[request.id, i] for i in range(request.params.n_written)])
                 )
@@ -226,8 +239,11 @@ class Engine:
             for request in requests:
                 self.abort(request.id)
 
-    def _logits(self, spans: Many[Span], hidden: Tensor) -> dict[Sequence, Tensor]:
-        """Return the logits that the next tokens of each sequence read to its end are chosen from, [1 + drafted, V]."""
+    def _logits(self, spans: Many[Span], hidden: Tensor) -> tuple[dict[Sequence, Tensor], list[Sequence]]:
+        """Return the logits that the next tokens of each sequence read to its end are chosen from, [1 + drafted, V].
+
+        And the sequences whose logits are not finite.
+        """
         rows: list[int] = []
         counts: list[tuple[Sequence, int]] = []
         at = 0
@@ -238,17 +254,20 @@ class Engine:
                 rows += range(at - 1 - span.n_drafted, at)
                 counts.append((span.sequence, 1 + span.n_drafted))
         if not rows:
-            return {}
+            return {}, []
         logits = self.runner.project(hidden, rows)
-        if not torch.isfinite(logits.amax(dim=-1)).all():
-            self.runner.cache.clear()  # NaN hidden behind a mask would still spoil the next sequence in these blocks
-            self.pool.forget()
-            raise Llama2Error(
-                "the model's logits are not finite numbers: its weights are damaged, or too large for 16 bits; "
-                "fetch them again, or load them with dtype float32"
-            )
         parts = logits.split([n for _, n in counts])
-        return {sequence: part for (sequence, _), part in zip(counts, parts, strict=True)}
+        found = {sequence: part for (sequence, _), part in zip(counts, parts, strict=True)}
+        if torch.isfinite(logits.amax(dim=-1)).all():
+            return found, []
+        return found, [sequence for sequence, part in found.items() if not torch.isfinite(part.amax(dim=-1)).all()]
+
+    def _read_anew(self) -> None:
+        """Forget all keys and values: NaN hidden behind a mask would still spoil the next sequence in its blocks."""
+        for sequence in list(self.scheduler.running):
+            self.scheduler.preempt(sequence)
+        self.pool.forget()
+        self.runner.cache.clear()
 
     def _score_prompt(self, span: Span, hidden: Tensor) -> None:
         """Find the log-probabilities of the prompt tokens that follow those of a span, if they are asked for."""
@@ -270,6 +289,7 @@ class Engine:
         """Choose the next token of every sequence that was read to its end, and of a draft as many as are right."""
         events: list[Token] = []
         finished: set[Sequence] = set()
+        failed: dict[Sequence, Exception] = {}
         for span in spans:
             span.sequence.n_computed = min(span.end, len(span.sequence.ids))
         live = [span for span in spans if span.is_last and not span.sequence.params.beam_width]
@@ -281,6 +301,9 @@ class Engine:
             still_live = []
             for span, row, token_id in zip(live, rows, self._choose(live, rows), strict=True):
                 sequence, draft = span.sequence, drafted[span.sequence]
+                if isinstance(token_id, Exception):
+                    failed[sequence] = token_id
+                    continue
                 event = self._event(sequence, token_id, row)
                 events.append(event)
                 if event.finish_reason:
@@ -299,18 +322,28 @@ class Engine:
                 sequence.remember(self.pool)
             if sequence in finished:
                 self._leave(sequence)
+            elif sequence in failed:
+                events += self._give_up(sequence, failed[sequence])
         return events + self._advance_beams(spans, logits)
 
-    def _choose(self, spans: Many[Span], logits: Tensor) -> list[int]:
-        """Choose a token for each of some sequences from its row of logits, [B V]."""
-        allowed, sequences = logits, [span.sequence for span in spans]
-        params = [each.params for each in sequences]
-        if any(map(needs_penalties, params)):
-            allowed = torch.stack([_penalised(row, each) for row, each in zip(logits, sequences, strict=True)])
+    def _choose(self, spans: Many[Span], logits: Tensor) -> list[int | Exception]:
+        """Choose a token for each of some sequences from its row of logits, [B V], or say why there is none."""
+        sequences = [span.sequence for span in spans]
+        rows = [_penalised(row, each) for row, each in zip(logits, sequences, strict=True)]
+        found: list[int | Exception] = [row if isinstance(row, Exception) else -1 for row in rows]
+        able = [at for at, row in enumerate(rows) if isinstance(row, Tensor)]
+        if not able:
+            return found
+        is_plain = not any(needs_penalties(each.params) for each in sequences)
+        allowed = logits if is_plain else torch.stack([row for row in rows if isinstance(row, Tensor)])
+        chosen = [sequences[at] for at in able]
         uniforms = [
-            uniform(each.seed, each.index, each.n_answer) if each.params.temperature else 0.0 for each in sequences
+            uniform(each.seed, each.index, each.n_answer) if each.params.temperature else 0.0 for each in chosen
         ]
-        return choose(allowed, params, uniforms)
+        token_ids = choose(allowed, [each.params for each in chosen], uniforms)
+        for at, sequence, token_id in zip(able, chosen, token_ids, strict=True):
+            found[at] = _advance(sequence, token_id) or token_id
+        return found
 
     def _event(self, sequence: Sequence, token_id: int, logits: Tensor) -> Token:
         """Record the chosen token and say whether it is the last."""
@@ -323,11 +356,9 @@ class Engine:
             extra["n_cached"] = sequence.n_cached
             if params.prompt_logprobs is not None and sequence.index == 0:
                 extra["prompt_logprobs"] = tuple(sequence.prompt_logprobs)
-        if token_id in params.stop_ids and not params.ignore_eos:
+        if _is_end(sequence, token_id):
             return Token(sequence.request.id, sequence.index, None, finish_reason="stop", **extra)
         sequence.ids.append(token_id)
-        if sequence.matcher is not None:
-            sequence.matcher.advance(token_id)
         if sequence.n_answer == params.max_new_tokens or len(sequence.ids) >= self.model.config.context_length:
             reason: FinishReason | None = "length"
         logprob, top = None, ()
@@ -339,61 +370,75 @@ class Engine:
         self.scheduler.remove(sequence)
         self.speculation.forget(sequence)
 
+    def _give_up(self, sequence: Sequence, error: Exception) -> list[Token]:
+        """End an answer that cannot go on, or a whole beam search; nobody else is disturbed."""
+        request, is_beams = sequence.request, bool(sequence.params.beam_width)
+        if is_beams and request.id not in self.beams:
+            return []  # another of its hypotheses has ended it just now
+        self.abort(request.id, None if is_beams else sequence.index)
+        # Of other errors than ours the words may be a user's.
+        why = str(error) if isinstance(error, Llama2Error) else f"the grammar failed: {type(error).__name__}"
+        indices = range(request.params.n) if is_beams else [sequence.index]
+        return [Token(request.id, index, None, finish_reason="abort", error=why) for index in indices]
+
     def _advance_beams(self, spans: Many[Span], logits: dict[Sequence, Tensor]) -> list[Token]:
         """Let every beam search whose hypotheses have all been read go on, or end."""
         events: list[Token] = []
         for span in spans:
-            if span.is_last and (beams := self.beams.get(span.sequence.request.id)):
-                beams.collect(span.sequence, _penalised(logits[span.sequence][0], span.sequence).log_softmax(dim=-1))
+            if not span.is_last or (beams := self.beams.get(span.sequence.request.id)) is None:
+                continue
+            row = _penalised(logits[span.sequence][0], span.sequence)
+            if isinstance(row, Exception):
+                events += self._give_up(span.sequence, row)
+            else:
+                beams.collect(span.sequence, row.log_softmax(dim=-1))
         for request_id, beams in list(self.beams.items()):
             if not beams.is_ready:
                 continue
             before, after = beams.advance(self.pool)
             self.scheduler.replace(before, after)
             if not after:
-                events += beams.events()
+                found = beams.events()
+                self.n_prompt_tokens += len(beams.request.prompt)
+                self.n_new_tokens += sum(event.id is not None for event in found)
+                events += found
                 del self.beams[request_id]
         return events
 
 
-def _penalised(logits: Tensor, sequence: Sequence) -> Tensor:
+def _penalised(logits: Tensor, sequence: Sequence) -> Tensor | Exception:
+    """Return logits with bias, penalties and bans applied, or why no token is left; a grammar may fail in any way."""
     if not needs_penalties(sequence.params):
         return logits
-    return penalise(logits, sequence.params, sequence.request.prompt, sequence.answer, sequence.matcher)
+    try:
+        found = penalise(logits, sequence.params, sequence.request.prompt, sequence.answer, sequence.matcher)
+    except Exception as error:
+        return error
+    params = sequence.params
+    if (params.grammar or params.min_tokens or params.logit_bias) and found.amax() == float("-inf"):
+        return RequestError("no token is left that may come next; see logit_bias, min_tokens and what was asked for")
+    return found
+
+
+def _advance(sequence: Sequence, token_id: int) -> Exception | None:
+    """Tell a sequence's matcher which token comes next; return what went wrong."""
+    if sequence.matcher is None or _is_end(sequence, token_id):
+        return None
+    try:
+        sequence.matcher.advance(token_id)
+    except Exception as error:
+        return error
+    return None
+
+
+def _is_end(sequence: Sequence, token_id: int) -> bool:
+    return token_id in sequence.params.stop_ids and not sequence.params.ignore_eos
 
 
 def _logprob(logprobs: Tensor, token_id: int, n_top: int) -> tuple[float, TopLogprobs]:
     """Return the log-probability of a token, and the likeliest alternatives."""
     top = logprobs.topk(min(n_top, logprobs.numel()))
     return float(logprobs[token_id]), tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-
-
-def completion(request: Request, index: int, events: Many[Token]) -> Completion:
-    """Put one answer's events together."""
-    tokens = [event for event in events if event.id is not None]
-    with_logprobs = request.params.logprobs is not None
-    return Completion(
-        tokens=tuple(event.id for event in tokens if event.id is not None),
-        logprobs=tuple(event.logprob or 0.0 for event in tokens) if with_logprobs else None,
-        top_logprobs=tuple(event.top_logprobs for event in tokens) if with_logprobs else None,
-        finish_reason=events[-1].finish_reason or "abort",
-        n_prompt_tokens=len(request.prompt),
-        index=index,
-        n_cached=events[0].n_cached,
-        prompt_logprobs=events[0].prompt_logprobs,
-    )
-
-
-def best(request: Request, answers: Many[Many[Token]]) -> list[int]:
-    """Return which of the written answers are kept, in order: all, or with best_of the n likeliest per token."""
-    if request.params.best_of is None:
-        return list(range(len(answers)))
-
-    def mean_logprob(index: int) -> float:
-        known = [event.logprob for event in answers[index] if event.logprob is not None]
-        return sum(known) / max(1, len(known))
-
-    return sorted(range(len(answers)), key=mean_logprob, reverse=True)[: request.params.n]
 
 
 def free_memory(device: torch.device) -> int:

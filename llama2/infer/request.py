@@ -1,7 +1,7 @@
 """What goes into the engine and what comes out: token ids and numbers, never text."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -117,9 +117,13 @@ class SamplingParams:
             *("repetition_penalty", "presence_penalty", "frequency_penalty"),
         ):
             self._check(name, is_number(getattr(self, name)), "a number")
-        self._check("logit_bias", all(is_whole(k) and is_number(v) for k, v in self.logit_bias.items()), "id: number")
+        is_table = isinstance(self.logit_bias, Mapping)
+        is_table = is_table and all(is_whole(k) and is_number(v) for k, v in self.logit_bias.items())
+        self._check("logit_bias", is_table, "id: number")
         for name in ("stop_ids", "dry_breaker_ids"):
-            self._check(name, all(map(is_whole, getattr(self, name))), "token ids")
+            value = getattr(self, name)
+            self._check(name, isinstance(value, Iterable) and all(map(is_whole, value)), "token ids")
+        self._check("ignore_eos", isinstance(self.ignore_eos, bool), "True or False")
         self._check("max_new_tokens", self.max_new_tokens is None or self.max_new_tokens >= 1, "at least 1, or None")
         self._check("temperature", 0 <= self.temperature < math.inf, "0 or more")
         self._check("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
@@ -145,6 +149,10 @@ class SamplingParams:
         self._check("beam_width", self.beam_width == 0 or self.n <= self.beam_width <= 64, "0 (off), or from n to 64")
         if self.beam_width and (self.best_of or self.grammar or self.prompt_logprobs is not None):
             raise RequestError("beam_width does not go with best_of, grammar or prompt_logprobs")
+        if self.beam_width and self.logprobs:
+            raise RequestError(f"beam_width knows no alternatives: logprobs={self.logprobs} must be 0, or None")
+        if self.ignore_eos and self.grammar is not None:
+            raise RequestError("ignore_eos does not go with a grammar, whose texts have an end")
 
     def _check(self, name: str, is_valid: bool, wanted: str) -> None:
         if not is_valid:
@@ -178,7 +186,9 @@ class Token:
     n_cached: int = 0
     """On an answer's first event: tokens of the prompt that were found in the cache."""
     prompt_logprobs: tuple[tuple[float, TopLogprobs], ...] | None = None
-    """On an answer's first event, if asked for: of the prompt's second token, third token..."""
+    """On the first event of a request's first answer, if asked for: of the prompt's second token, third token..."""
+    error: str | None = None
+    """Why the answer had to be given up; its finish_reason is then `abort`."""
 
 
 @dataclass(frozen=True)

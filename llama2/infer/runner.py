@@ -15,7 +15,6 @@ from llama2.model.arithmetic import computing
 from llama2.model.lora import active_adapters, set_active
 from llama2.model.transformer import Transformer
 
-
 EXACT_ROWS = 32
 """Up to here every number of rows is computed as it is: so many answers may well run at once."""
 

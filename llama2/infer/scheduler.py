@@ -61,11 +61,13 @@ class Scheduler:
         All of it is read through the same adapter; whose turn is longest ago is served.
         """
         adapter, spans, budget = self._next_adapter(), [], self.max_step_tokens
-        for sequence in [each for each in self.running if each.request.adapter == adapter]:
+        mine = [each for each in self.running if each.request.adapter == adapter]
+        for number, sequence in enumerate(mine, 1):
             if sequence not in self.running or budget <= 0:  # preempted just now
                 continue
             drafted = draft(sequence) if sequence.n_computed == len(sequence.ids) - 1 else []
-            tokens = [*sequence.ids[sequence.n_computed :], *drafted][:budget]
+            most = max(1, budget - (len(mine) - number))  # guesses and prompts leave the others a token each
+            tokens = [*sequence.ids[sequence.n_computed :], *drafted][:most]
             if not tokens:  # a hypothesis that waits for the others
                 continue
             if not self._reserve(sequence, sequence.n_computed + len(tokens)):
@@ -77,7 +79,13 @@ class Scheduler:
             spans.append(Span(sequence, sequence.n_computed, tokens, n_drafted))
         # Whoever was preempted after its span was planned is not read.
         spans = [span for span in spans if span.sequence in self.running]
-        return spans + self._admit(adapter, budget)
+        spans += self._admit(adapter, budget)
+        # Hypotheses that wait must not keep those that they wait for from being read.
+        idle = [each for each in mine if each in self.running and each.n_computed == len(each.ids)]
+        while idle and not spans:
+            self.preempt(idle.pop())
+            spans = self._admit(adapter, budget)
+        return spans
 
     def _admit(self, adapter: str | None, budget: int) -> list[Span]:
         """Let waiting sequences in, in their order, as long as there is room for their first chunk."""
@@ -125,7 +133,7 @@ class Scheduler:
             if not by_force:
                 return False
             last = max(self.running, key=lambda each: each.arrival)
-            self._preempt(last)
+            self.preempt(last)
             if last is sequence:
                 return False
         if must_copy:
@@ -147,7 +155,8 @@ class Scheduler:
             self.on_grow(self.pool.n_blocks)
         return n_blocks <= self.pool.n_free
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a sequence's blocks away; it waits to be read again."""
         self.running.remove(sequence)
         sequence.release(self.pool)
         later = [each for each in self.waiting if each.arrival > sequence.arrival]

@@ -12,6 +12,7 @@ Where it does not pay it is turned off by itself: the time of a token is measure
 import time
 from collections.abc import Callable, Iterator, Sequence as Many
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -74,7 +75,8 @@ class DraftModel:
             return []
         mine = self.known.get(sequence)
         if mine is None:
-            mine = self.known[sequence] = Sequence(sequence.request, sequence.index, sequence.seed, [])
+            request = replace(sequence.request, adapter=None)  # the model's, which the draft model does not have
+            mine = self.known[sequence] = Sequence(request, sequence.index, sequence.seed, [])
         # What was drafted and turned out wrong has to be read anew from there.
         same = min(mine.n_computed, n_true - 1)
         while same and mine.ids[same - 1] != sequence.ids[same - 1]:

@@ -48,7 +48,9 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
 
 def _built(compiler: str) -> Path:
     """Return the library, compiled if this source was not yet, for this processor and compiler."""
-    sources = sorted((each for each in files("llama2.kernels").iterdir() if each.name.endswith(".c")), key=lambda e: e.name)
+    sources = sorted(
+        (each for each in files("llama2.kernels").iterdir() if each.name.endswith(".c")), key=lambda e: e.name
+    )
     texts = [each.read_bytes() for each in sources]
     name = hashlib.sha256(b"\0".join([*texts, compiler.encode(), " ".join(FLAGS).encode(), _processor()])).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama2" / "kernels"

@@ -15,7 +15,7 @@ import llguidance
 import numpy as np
 import torch
 from jaxtyping import Bool
-from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -46,6 +46,7 @@ class TextGrammar:
         is_stripped = at_start and tokenizer.vocabulary.kind == "spm" and tokenizer.vocabulary.add_dummy_prefix
         # A space that is a byte token would not be left out of the text.
         self.never_first = tokenizer.vocabulary.ids.get("<0x20>") if is_stripped else None
+        self.unk_id = tokenizer.vocabulary.unk_id
         try:
             self.text = _lark(kind, value, is_stripped)
         except (TypeError, ValueError, RecursionError) as error:
@@ -55,6 +56,17 @@ class TextGrammar:
         self._first = self._new()
         if self._first.is_error():
             raise RequestError(f"{kind} cannot be followed: {_plain(self._first.get_error())}")
+        try:
+            self._try_first_step()
+        except RequestError as error:
+            raise RequestError(f"{kind} cannot be followed: {error}") from None
+
+    def _try_first_step(self) -> None:
+        """Raise RequestError where no text fits, or where the automaton grows too large."""
+        matcher = self.matcher()
+        first = int(matcher.allowed().nonzero()[0, 0])
+        if first not in self.stop_ids:
+            matcher.advance(first)
 
     def _new(self) -> llguidance.LLMatcher:
         return llguidance.LLMatcher(self.tokenizer, self.text, log_level=0)
@@ -73,19 +85,23 @@ class TextMatcher:
     def allowed(self) -> Bool[Tensor, " V"]:
         """Return which tokens may come next, [V]."""
         mask = torch.zeros(self.grammar.n_vocab, dtype=torch.bool)
-        if self.automaton.is_stopped():
+        is_whole = self.automaton.is_accepting()
+        if self.automaton.is_stopped() and is_whole:
             mask[self.grammar.stop_ids] = True
             return mask
         bits = np.frombuffer(self.automaton.compute_bitmask(), np.uint8)
         known = torch.from_numpy(np.unpackbits(bits, bitorder="little").astype(bool))[: self.grammar.n_vocab]
         mask[: len(known)] = known
         may_end, mask[self.grammar.eos_id] = bool(mask[self.grammar.eos_id]), False
-        if may_end:
+        if may_end and is_whole:  # llguidance ends texts that cannot go on, too
             mask[self.grammar.stop_ids] = True
         if self.is_first and self.grammar.never_first is not None:
             mask[self.grammar.never_first] = False
+        if self.grammar.unk_id is not None:  # what llguidance takes for a character that the vocabulary lacks
+            mask[self.grammar.unk_id] = False
         if not mask.any():
-            raise RequestError(f"the grammar has come to a dead end: {_plain(self.automaton.get_error())}")
+            why = _plain(self.automaton.get_error()).replace("NoExtensionBias", "")
+            raise RequestError(f"the grammar has come to a dead end: {why or 'this vocabulary cannot go on from here'}")
         return mask
 
     def advance(self, token_id: int) -> None:
@@ -101,10 +117,10 @@ def _lark(kind: Kind, value: Any, is_stripped: bool) -> str:
     if kind == "grammar":
         try:
             return any_to_lark(_text_of(value))  # Lark as it is, GBNF translated
-        except GbnfToLarkError as error:
-            raise ValueError(error) from None
+        except Exception as error:  # of bare Exceptions, too
+            raise ValueError(str(error).split("\n")[0][:300]) from None
     if kind == "regex":
-        return f"start: {space}body\nbody: /{_text_of(value).replace('/', chr(92) + '/')}/\n"
+        return f"start: {space}body\nbody: /{_slashes_escaped(_text_of(value))}/\n"
     if kind == "choice":
         if isinstance(value, str) or not value or not all(isinstance(each, str) and each for each in value):
             raise ValueError(f"{value!r} is no list of texts, none of them empty")
@@ -119,6 +135,11 @@ def _lark(kind: Kind, value: Any, is_stripped: bool) -> str:
     if isinstance(schema, Mapping):
         schema = {**schema, "x-guidance": {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}}
     return f"start: {space}body\nbody: %json {json.dumps(schema)}\n"
+
+
+def _slashes_escaped(regex: str) -> str:
+    """Return a regular expression as it stands between slashes; one that is escaped already stays."""
+    return re.sub(r"\\.|/", lambda found: "\\/" if found[0] == "/" else found[0], regex, flags=re.DOTALL)
 
 
 def _text_of(value: Any) -> str:

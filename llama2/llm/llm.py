@@ -19,7 +19,8 @@ from torch import Tensor
 
 from llama2 import chat
 from llama2.errors import ChatError, RequestError, TokenizerMissing
-from llama2.infer.engine import Engine, best, completion
+from llama2.infer.completion import best, completion, unless_failed
+from llama2.infer.engine import Engine
 from llama2.infer.request import Completion, Grammar, Request, Token
 from llama2.infer.speculative import Drafter, DraftModel, PromptLookup, check_draft
 from llama2.llm.grammar import Kind, TextGrammar
@@ -251,7 +252,7 @@ class LLM:
             for request, prompt in zip(requests, prompts, strict=True)
         }
         for event in engine.stream(requests):
-            if (found := texts[event.request_id].push(event)) is None:
+            if (found := texts[event.request_id].push(unless_failed(event))) is None:
                 continue
             token, piece = found
             if token.finish_reason != event.finish_reason:
@@ -346,9 +347,11 @@ def _texts(completions: Any) -> Any:
 def _answers(request: Request, written: list[list[tuple[Token, str]]]) -> list[TextCompletion]:
     """Return the answers that are kept, in order, each put together."""
     kept = best(request, [[token for token, _ in events] for events in written])
-    return [_text_completion(request, index, written[which]) for index, which in enumerate(kept)]
+    return [_text_completion(request, index, written[which], written[0]) for index, which in enumerate(kept)]
 
 
-def _text_completion(request: Request, index: int, events: list[tuple[Token, str]]) -> TextCompletion:
-    ids = completion(request, index, [token for token, _ in events])
+def _text_completion(
+    request: Request, index: int, events: list[tuple[Token, str]], first: list[tuple[Token, str]]
+) -> TextCompletion:
+    ids = completion(request, index, [token for token, _ in events], first=[token for token, _ in first])
     return TextCompletion(**vars(ids), text="".join(piece for _, piece in events))

@@ -1,6 +1,6 @@
 """How a caller says what to sample, and what the checkpoint says where the caller does not."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
 
@@ -31,7 +31,7 @@ class SamplingOptions(TypedDict, total=False):
     dry_breaker_ids: tuple[int, ...]
     logit_bias: Mapping[int, float]
     stop_ids: tuple[int, ...]
-    stop: str | Sequence[str]
+    stop: str | Sequence[str] | None
     ignore_eos: bool
     min_tokens: int
     grammar: Grammar | str | None
@@ -60,7 +60,10 @@ def over(defaults: SamplingParams, options: SamplingOptions) -> SamplingParams:
 
 def form_of(options: SamplingOptions) -> tuple[Kind, Any] | None:
     """Return what the answer must look like, if anything is asked for. Raises RequestError for more than one form."""
-    given: list[tuple[Kind, Any]] = [(name, value) for name in FORMS if (value := options.get(name))]
+    given: list[tuple[Kind, Any]] = [(name, value) for name in FORMS if (value := options.get(name)) is not None]
+    if not isinstance(wants_object := options.get("json_object") or False, bool):
+        raise RequestError(f"json_object={wants_object!r} must be True or False; a schema is given as json_schema")
+    given = [(name, value) for name, value in given if name != "json_object" or value]
     if len(given) > 1:
         raise RequestError(f"{' and '.join(name for name, _ in given)} do not go together; ask for one form")
     return given[0] if given else None
@@ -68,8 +71,9 @@ def form_of(options: SamplingOptions) -> tuple[Kind, Any] | None:
 
 def stop_strings(options: SamplingOptions) -> tuple[str, ...]:
     """Return the texts that end an answer."""
-    stop = options.get("stop", ())
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    stop = options.get("stop")
+    stop = () if stop is None else stop
+    stops = tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else (stop,)
     if not all(isinstance(each, str) and each for each in stops):
         raise RequestError(f"stop={stop!r} must be a text or a list of texts, none of them empty")
     return stops

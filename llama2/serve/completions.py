@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llama2.infer.engine import best
+from llama2.infer.completion import best
 from llama2.llm import LLM
+from llama2.llm.options import form_of
 from llama2.serve import answers
 from llama2.serve.answers import CompletionLogprobs, Envelope, Object
 from llama2.serve.forms import constrain
@@ -54,7 +55,9 @@ async def _prepared(server: Server, target: Target, asked: CompletionRequest) ->
     constrain(options, asked)
     if asked.echo and asked.logprobs is not None:
         options["prompt_logprobs"] = asked.logprobs
-        if max_tokens == 1:  # judges of texts (lm-eval) count on an entry for this token, be it an end token
+        if (
+            max_tokens == 1 and form_of(options) is None
+        ):  # judges of texts (lm-eval) count on an entry for this token, be it an end token
             options["ignore_eos"] = True
     return await server.prepare(target, asked.prompts, options)
 

@@ -30,6 +30,4 @@ def constrain(options: SamplingOptions, asked: Sampled, tools: Sequence[Tool] = 
     if len(forms) > 1:
         raise Refusal(400, f"{' and '.join(forms)} do not go together: an answer has one form", param=[*forms][-1])
     for form in forms.values():
-        if form.get("json_schema") == {}:  # any JSON at all
-            form["json_schema"] = True
         options.update(form)  # pyright: ignore[reportCallIssue, reportArgumentType]

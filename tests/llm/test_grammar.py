@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from llama2.errors import RequestError
 from llama2.llm.grammar import TextGrammar
 from llama2.tokenizer.formats import load_tokenizer
+from llama2.tokenizer.tokenizer import Tokenizer
+from llama2.tokenizer.vocabulary import CONTROL, NORMAL, UNKNOWN, Vocabulary
 
 SCHEMA = {
     "type": "object",
@@ -119,3 +121,40 @@ def test_every_stop_id_may_end_the_text(tokenizer):
 def test_what_cannot_be_followed_is_refused(tokenizer, kind, value, words):
     with pytest.raises(RequestError, match=words):
         grammar(tokenizer, kind, value)
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"a": 1, "$ref": "#/a", "definitions": {}}])
+def test_what_no_text_fits_is_refused(tokenizer, schema):
+    """Where a space may come before the text, as soon as it has come."""
+    with pytest.raises(RequestError, match="dead end|cannot be followed"):
+        sample(tokenizer, grammar(tokenizer, "json_schema", schema), seed=0)
+
+
+def test_a_rule_that_a_gbnf_grammar_lacks_is_named(tokenizer):
+    with pytest.raises(RequestError, match="foo"):
+        grammar(tokenizer, "grammar", 'root ::= "a"+ foo')
+
+
+@pytest.mark.parametrize(
+    ("regex", "text"), [("a/b", "a/b"), (r"a\/b", "a/b"), (r"a\\/b", r"a\/b"), ("[/]b", "/b"), ("a\nb", "a\nb")]
+)
+def test_a_regular_expression_may_hold_slashes_however_they_are_written(tokenizer, regex, text):
+    assert sample(tokenizer, grammar(tokenizer, "regex", regex), seed=0) == text
+
+
+def test_a_character_that_the_vocabulary_lacks_is_a_dead_end():
+    pieces = ("<unk>", "<s>", "</s>", "\u2581", "\n", "a", "b")
+    types = (UNKNOWN, CONTROL, CONTROL, *[NORMAL] * 4)
+    small = Tokenizer(
+        Vocabulary("spm", pieces, types, scores=(0.0,) * 7, bos_id=1, eos_id=2, unk_id=0, add_dummy_prefix=True)
+    )
+    assert sample(small, grammar(small, "choice", ["ab"]), seed=0) == "ab"
+    for at_start in (True, False):
+        with pytest.raises(RequestError, match="this vocabulary cannot go on"):
+            sample(small, grammar(small, "json_object", at_start=at_start), seed=0)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("choice", ["x"] * 5000), ("regex", "a{1000000}")])
+def test_what_grows_too_large_is_refused_before_anything_is_written(tokenizer, kind, value):
+    with pytest.raises(RequestError, match=f"{kind} cannot be followed.*too many|{kind} cannot be followed.*items"):
+        grammar(tokenizer, kind, value, at_start=False)

@@ -187,6 +187,33 @@ def test_what_cannot_be_asked_is_refused(pocket):
         pocket.generate("\udcff")
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (dict(choice=[]), "choice"),
+        (dict(regex=""), "regex"),
+        (dict(grammar=""), "grammar"),
+        (dict(json_schema=False), "json_schema"),
+        (dict(json_object="yes"), "json_object='yes'"),
+        (dict(json_object=True, json_schema={}), "do not go together"),
+        (dict(stop=5), "stop=5"),
+        (dict(stop_ids=5), "stop_ids=5"),
+    ],
+)
+def test_no_form_and_no_stop_is_dropped_in_silence(pocket, options, wanted):
+    with pytest.raises(RequestError, match=wanted):
+        pocket.generate("One", max_new_tokens=5, **options)
+
+
+def test_an_empty_schema_is_any_json_and_false_is_no_form(pocket):
+    for seed in range(5):
+        (full,) = pocket.complete(["One"], json_schema={}, max_new_tokens=200, seed=seed)
+        if full.finish_reason == "stop":
+            json.loads(full.text)
+    plain = pocket.generate("One", max_new_tokens=5, seed=1)
+    assert pocket.generate("One", max_new_tokens=5, seed=1, json_object=False, regex=None) == plain
+
+
 def test_generation_fills_the_context_and_stops(pocket):
     done = pocket.complete("x" * 100, max_new_tokens=None, temperature=0, logit_bias={5: 100.0})
     assert done.n_prompt_tokens + done.n_new_tokens == 128

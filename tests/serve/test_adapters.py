@@ -9,8 +9,11 @@ import torch
 
 import llama2
 from llama2.checkpoint.adapter import write_adapter
+from llama2.errors import RequestError
 from llama2.model.lora import adapter_state, add_adapter
 from llama2.model.lora_config import LoraConfig
+from llama2.serve.config import ServeConfig
+from llama2.serve.models import Models
 from tests.serve.conftest import serving
 
 PROMPT = {"prompt": "One", "max_tokens": 24, "temperature": 0}
@@ -91,3 +94,17 @@ def test_clients_load_nothing_unless_they_may(client, server):
         patch.setattr(server, "config", server.config.model_copy(update={"allow_adapter_loading": False}))
         assert post(server, "load", lora_name="x", lora_path="/").status_code == 403
         assert post(server, "unload", lora_name="poet").status_code == 403
+
+
+def test_two_servings_of_one_model_have_their_own_adapters(pocket_path, folders):
+    models = (f"a={pocket_path}", f"b={pocket_path}")
+    with serving(models=models, adapter=(f"b/poet={folders['poet']}",)) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        assert text(client, "poet") != text(client, "b") == text(client, "a")
+        client.close()
+
+
+def test_an_adapter_for_no_model_is_a_plain_mistake(pocket_path):
+    config = ServeConfig(models=(f"pocket={pocket_path}",), adapter=("pockt/x=somewhere",))
+    with pytest.raises(RequestError, match="pockt.*did you mean 'pocket'"):
+        Models(config)

@@ -1,6 +1,7 @@
 """Requests that end before their time, steps that fail, and the end of the server itself."""
 
 import concurrent.futures
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,8 @@ import httpx2
 import openai
 import pytest
 
+from llama2.errors import RequestError
+from llama2.llm.grammar import TextMatcher
 from llama2.serve.config import ServeConfig
 from tests.serve.conftest import serving, until
 
@@ -129,6 +132,33 @@ def test_a_failing_step_ends_the_requests_in_flight_and_not_the_server(narrow, m
     with pytest.raises(openai.InternalServerError):
         client.chat.completions.create(**LONG, max_tokens=5)
     assert client.chat.completions.create(**LONG, max_tokens=5).choices[0].message.content == expected
+
+
+def test_an_answer_that_is_given_up_ends_its_own_request_only(narrow, monkeypatch, caplog):
+    client, wire = client_of(narrow), {"model": "pocket", "prompt": "Hi", "max_tokens": 20}
+    good = client.completions.create(**wire, seed=1).choices[0].text
+    advance, n = TextMatcher.advance, itertools.count()
+
+    def fail(matcher, token_id):
+        if next(n) >= 3:
+            raise RequestError("a dead end")
+        advance(matcher, token_id)
+
+    monkeypatch.setattr(TextMatcher, "advance", fail)
+    bad = dict(wire, extra_body={"guided_regex": "[a-z]{15}"})
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        others = [pool.submit(client.completions.create, **wire, seed=1) for _ in range(1)]
+        text = ""
+        with pytest.raises(openai.APIError, match="a dead end"):
+            for chunk in client.completions.create(**bad, stream=True):
+                text += chunk.choices[0].text
+        assert len(text) == 3
+        with pytest.raises(openai.InternalServerError, match="a dead end") as caught:
+            client.completions.create(**bad)
+        assert caught.value.response.headers["x-should-retry"] == "false"
+        assert [each.result().choices[0].text for each in others] == [good]
+    assert "gave an answer up" in caplog.text and "a dead end" not in caplog.text
+    until(lambda: is_idle(narrow))
 
 
 def test_a_request_has_its_time(pocket_path):

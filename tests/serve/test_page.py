@@ -1,5 +1,6 @@
 """The page in a real browser: type, stream, stop, edit, reload, and answers that mean harm."""
 
+import itertools
 import json
 import shutil
 
@@ -19,8 +20,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 HARM = [
-    "**Bold**", " <img src=x onerror=\"window.harm=1\">", " [click](javascript:window.harm=1)", " <script>window.harm=1</script>",
-    " ![a](http://192.0.2.1/leak.png)", "\n\n```python\n", "print('hi')", "\n```\n",
+    "**Bold**", " <img src=x onerror=\"window.harm=1\">", " [click](javascript:window.harm=1)",
+    " <script>window.harm=1</script>", " ![a](http://192.0.2.1/leak.png)", "\n\n```python\n", "print('hi')", "\n```\n",
 ]  # fmt: skip
 ENDLESS = [f" word{i}" for i in range(200)]
 
@@ -44,7 +45,7 @@ def parrot(path, pieces: list[str], *, again: bool):
                 parameter.zero_()
         model.tok_embeddings.weight.copy_(torch.eye(len(names), width))
         model.output.weight.zero_()
-        for before, after in zip(chain, chain[1:], strict=False):
+        for before, after in itertools.pairwise(chain):
             model.output.weight[after, before] = 9.0
     llama2.save(model, path, tokenizer=tokenizer)
     return path

@@ -29,7 +29,7 @@ HOSTILE = [
 
 
 def start(path, log):
-    """Start the real command; return its process and address. What it says goes to a file: a full pipe would stop it."""
+    """Start the real command; return its process and address. It speaks to a file: a full pipe would stop it."""
     command = [sys.executable, "-m", "llama2", "serve", f"pocket={path}", "--port", "0", "--max-batch", "8"]
     command += ["--cache-tokens", "1024"]  # so that answers are preempted
     with log.open("w") as file:
