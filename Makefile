@@ -31,7 +31,7 @@ check: setup  ## format, lint, types, spelling, floors of the house, docs in syn
 	$(BIN)/ruff check .
 	$(BIN)/codespell llama2 tests docs benchmarks *.md
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -q tests/test_house.py tests/test_docs.py
+	$(BIN)/python -m pytest -q -m "not evidence" tests/test_house.py tests/test_docs.py
 
 format: setup
 	$(BIN)/ruff format .

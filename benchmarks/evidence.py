@@ -55,7 +55,9 @@ class Aim:
 
 
 LANGUAGES = ("en", "es", "zh")
-TRIED_PEFT = "Decoding NF4 in plain PyTorch takes four times as long as in bitsandbytes' C++: docs/log.md."
+TRIED_PEFT = (
+    "NF4 is decoded by a C kernel since, 0.65 before; memory used again for each weight gave nothing: docs/log.md."
+)
 PEFT_ROWS = ("LoRA", "LoRA, checkpointing", "QLoRA", "QLoRA, checkpointing")
 
 AIMS = (

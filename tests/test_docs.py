@@ -97,6 +97,7 @@ def test_the_pages_name_no_machine():
         assert not re.search(r"\.\./shared|/home/|/root/", text) and str(ROOT) not in text, page.name
 
 
+@pytest.mark.slow  # a minute; `make check` runs it
 def test_marked_examples_run(tmp_path):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

@@ -140,17 +140,13 @@ class Engine:
             self._fingerprint = now
         if request.params.beam_width:
             self.beams[request.id] = beams = Beams(request, self.model.config.context_length)
-            self._add_all(beams.begin())
-            return
-        seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
-        self._add_all(
-            [
+            sequences = beams.begin()
+        else:
+            seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
+            sequences = [
                 Sequence(request, index, seed, list(request.prompt), matcher=self._matcher(request))
                 for index in range(request.params.n_written)
             ]
-        )
-
-    def _add_all(self, sequences: Iterable[Sequence]) -> None:
         for sequence in sequences:
             self.scheduler.add(sequence)
 
