@@ -105,6 +105,22 @@ def server(pocket_path, caller_path):
         yield running
 
 
+CLIENTS: list[openai.OpenAI] = []
+
+
+def client_of(server, key: str = "none") -> openai.OpenAI:
+    """Return OpenAI's client of a server; it is closed when all tests are done."""
+    CLIENTS.append(openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0))
+    return CLIENTS[-1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clients_are_closed():
+    yield
+    while CLIENTS:
+        CLIENTS.pop().close()
+
+
 @pytest.fixture(scope="session")
 def client(server):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as found:

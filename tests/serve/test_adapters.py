@@ -14,7 +14,7 @@ from llama2.model.lora import adapter_state, add_adapter
 from llama2.model.lora_config import LoraConfig
 from llama2.serve.config import ServeConfig
 from llama2.serve.models import Models
-from tests.serve.conftest import serving
+from tests.serve.conftest import client_of, serving
 
 PROMPT = {"prompt": "One", "max_tokens": 24, "temperature": 0}
 
@@ -99,7 +99,7 @@ def test_clients_load_nothing_unless_they_may(client, server):
 def test_two_servings_of_one_model_have_their_own_adapters(pocket_path, folders):
     models = (f"a={pocket_path}", f"b={pocket_path}")
     with serving(models=models, adapter=(f"b/poet={folders['poet']}",)) as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        client = client_of(server)
         assert text(client, "poet") != text(client, "b") == text(client, "a")
         client.close()
 

@@ -9,13 +9,9 @@ from llama2.serve.config import ServeConfig
 from llama2.serve.keys import Bucket, caller, read_keys
 from llama2.serve.refusal import Refusal
 from llama2.serve.run import serve
-from tests.serve.conftest import serving
+from tests.serve.conftest import client_of, serving
 
 HI = [{"role": "user", "content": "Hi"}]
-
-
-def client_of(server, key):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
 
 
 def ask(client):

@@ -19,7 +19,7 @@ import pytest
 from llama2.errors import RequestError
 from llama2.llm.grammar import TextMatcher
 from llama2.serve.config import ServeConfig
-from tests.serve.conftest import serving, until
+from tests.serve.conftest import client_of, serving, until
 
 HI = [{"role": "user", "content": "Hi"}]
 LONG = {"model": "pocket", "messages": HI, "temperature": 0, "extra_body": {"ignore_eos": True}}
@@ -48,10 +48,6 @@ def worker(server):
 def is_idle(server):
     found = worker(server)
     return found.n_answers == 0 and found.engine.is_idle and server.n_running == 0
-
-
-def client_of(server):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
 def post_raw(server, body):
