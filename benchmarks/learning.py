@@ -117,7 +117,7 @@ def tinystories(folder: Path) -> None:
             "model": "stories260k",
             "dtype": "bfloat16",
             "loss": round(outcome.evaluation.loss, 4),
-            "bits_per_byte": round(outcome.evaluation.bits_per_byte, 4),
+            "bits_per_byte": round(outcome.evaluation.values["bits_per_byte"], 4),
             **{f"{n}-gram loss": round(loss, 4) for n, loss in grams.items()},
             "n-gram/loss": round(best / outcome.evaluation.loss, 4),
             "curve": curve,

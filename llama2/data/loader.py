@@ -64,6 +64,21 @@ class Loader:
         self._n_windows, self._n_taken = 0, 0
 
     @property
+    def said(self) -> str:
+        """What is read, as people read it."""
+        return f"{sum(each.n_tokens for each in self.sets):,} tokens of data"
+
+    @property
+    def identity(self) -> list[list[Any]]:
+        """What is read, as a checkpoint remembers it."""
+        return [[each.tokenizer_sha256, len(each), each.n_tokens] for each in self.sets]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What there is to say of the last step besides its loss."""
+        return {}
+
+    @property
     def state(self) -> dict[str, Any]:
         """Where the stream stands: the window being read, and how many of its rows were taken."""
         return {"mixture": deepcopy(self._window_state), "n_windows": self._n_windows, "n_taken": self._n_taken}

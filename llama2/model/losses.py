@@ -121,3 +121,84 @@ class _Chunked(torch.autograd.Function):
             for each, is_needed in zip((d_hidden, d_weight), ctx.needed, strict=True)
         ]
         return *found, None, None, None
+
+
+def token_logprobs(model: Transformer, batch, *, temperature: float = 1.0) -> Float[Tensor, "B T"]:
+    """Return ln p(target) at each position, 0 where nothing is trained; in float32 (float64 for float64).
+
+    temperature: that of the distribution, p = softmax(logits / temperature). batch: a `data.batch.Batch`.
+    """
+    return logprobs_and_entropy(model, batch, temperature=temperature)[0]
+
+
+def logprobs_and_entropy(
+    model: Transformer, batch, *, temperature: float = 1.0
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """Return `token_logprobs`, and the entropy of the distribution at each trained position, without a gradient.
+
+    As with `next_token_loss` the logits never exist whole; the backward pass computes them once more.
+    """
+    hidden = model.hidden(batch.tokens, batch.positions, batch.documents)
+    weight = model.tok_embeddings.weight if model.output is None else model.output.weight
+    targets = batch.targets.flatten()
+    kept = _rows_worth_computing(targets)
+    rows = slice(None) if kept is None else kept
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    size = min(CHUNK_ROWS, max(16, CHUNK_BYTES // (4 * weight.shape[0])))
+    found = _Logprobs.apply(hidden.flatten(0, 1)[rows], weight, targets[rows], size, temperature)
+    out = [torch.zeros(len(targets), dtype=wide, device=hidden.device) for _ in range(2)]
+    return tuple(  # pyright: ignore[reportReturnType]
+        whole.index_put((torch.arange(len(targets), device=hidden.device)[rows],), part).view_as(batch.targets)
+        for whole, part in zip(out, found, strict=True)  # pyright: ignore[reportArgumentType]
+    )
+
+
+def logprobs_plain(
+    hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, " N"], temperature: float
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """The definition of `logprobs_and_entropy` for rows of hidden states."""
+    logits = F.linear(hidden, weight)
+    logprobs = (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(-1)
+    ignored = targets == IGNORE
+    aimed = logprobs.gather(-1, targets.masked_fill(ignored, 0)[:, None])[:, 0]
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return aimed.masked_fill(ignored, 0), entropy.detach().masked_fill(ignored, 0)
+
+
+class _Logprobs(torch.autograd.Function):
+    """Log-probabilities of targets a chunk of rows at a time, forward and backward.
+
+    d ln p(target) / d logits = (onehot(target) - softmax(logits / temperature)) / temperature
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, temperature: float):
+        parts = [
+            logprobs_plain(hidden[at : at + rows], weight, targets[at : at + rows], temperature)
+            for at in range(0, max(1, len(targets)), rows)
+        ]
+        logprobs, entropy = (torch.cat(each) for each in zip(*parts, strict=True))
+        ctx.rows, ctx.temperature = rows, temperature
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        hidden, weight, targets = ctx.saved_tensors
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        d_hidden = torch.empty_like(hidden) if needs_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        for at in range(0, len(targets), ctx.rows):
+            part = slice(at, at + ctx.rows)
+            ignored = targets[part] == IGNORE
+            target = targets[part].masked_fill(ignored, 0)[:, None]
+            slope = -(F.linear(hidden[part], weight).to(wide) / ctx.temperature).softmax(-1)
+            slope.scatter_add_(-1, target, torch.ones_like(target, dtype=wide))
+            slope = (slope * (grads[0][part].masked_fill(ignored, 0) / ctx.temperature)[:, None]).to(hidden.dtype)
+            if d_hidden is not None:
+                d_hidden[part] = slope @ weight
+            if d_weight is not None:
+                d_weight += slope.T @ hidden[part]
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None

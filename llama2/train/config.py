@@ -6,7 +6,7 @@ Nothing here imports PyTorch, so that a wrong setting is refused at once.
 """
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
@@ -15,17 +15,16 @@ from llama2.model.config import ModelConfig, RopeScaling, ffn_width
 from llama2.model.family import family_config
 
 
-class TrainConfig(BaseModel):
-    """What every kind of training shares."""
+class RunConfig(BaseModel):
+    """What every run shares, whatever it learns from: where, how long, how fast, what is kept."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-    data: tuple[Path, ...] = ()
-    """What to train on; on the command line --data for each."""
-    weights: tuple[float, ...] = ()
-    """Share of tokens from each of `data`; by default in proportion to their size."""
-    eval_data: Path | None = None
-    """What to judge by, of the same kind as `data`."""
+    KEPT: ClassVar[tuple[str, ...]] = (
+        "batch_size", "seed", "optimizer", "adam_beta1", "adam_beta2", "ema_decay", "dtype", "master_weights",
+    )  # fmt: skip
+    """Settings that a run cannot change on its way and still be the same run."""
+
     out: Path | None = None
     """Folder of the run: checkpoints, log, plots, report."""
     resume: bool = False
@@ -33,16 +32,12 @@ class TrainConfig(BaseModel):
     seed: int = 0
     """Of the initial weights and of the order of the data."""
 
-    sequence_length: int = 256
-    """Tokens per row."""
     batch_size: int = 32
     """Rows per optimizer step, over all micro-batches and processes."""
     micro_batch_size: int | None = None
     """Rows per forward pass of one process; by default its whole share of the batch."""
     gradient_accumulation_steps: int | None = None
     """Another way to say micro_batch_size: forward passes per step and process."""
-    packing: bool = True
-    """Put several short documents in a row; they do not see each other."""
 
     max_steps: int | None = None
     """Optimizer steps; by default n_epochs passes over the data."""
@@ -102,40 +97,18 @@ class TrainConfig(BaseModel):
     """Steps between checkpoints; 0: only at the end and when stopped."""
     keep_last: int = 2
     """Checkpoints to keep besides the best."""
-    eval_tokens: int = 100_000
-    """How much of the held-out data each evaluation reads, in whole documents."""
-    sample_every: int = 0
-    """Steps between sample texts; 0: only at the end."""
-    sample_prompts: tuple[str, ...] = ("",)
-    """What the samples begin with, or answer."""
-    sample_tokens: int = 120
-    """Length of a sample."""
-    dry_run: bool = False
-    """Say how many steps and tokens it would be and what memory it would take, and stop there."""
     tensorboard: bool = False
     """Also write events for TensorBoard (pip install 'llama2[train]')."""
 
-    @field_validator("data", "sample_prompts", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return [value] if isinstance(value, str | Path) else value
-
     def check(self) -> None:
         """Raise ConfigError for a number out of range, or settings that exclude each other."""
-        at_least_one = ("sequence_length", "batch_size", "micro_batch_size", "gradient_accumulation_steps")
-        for name in (
-            *at_least_one, "max_steps", "tensor_parallel", "max_bad_steps", "keep_last", "eval_tokens", "sample_tokens"
-        ):  # fmt: skip
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "wanted at least 1")
-        if self.weights and len(self.weights) != len(self.data):
-            raise ConfigError(f"{len(self.weights)} weights for {len(self.data)} data sets; give one each")
-        for weight in self.weights:
-            require(weight > 0, "weights", weight, "each must be more than 0")
+        at_least_one = ("batch_size", "micro_batch_size", "gradient_accumulation_steps")
+        for name in (*at_least_one, "max_steps", "tensor_parallel", "max_bad_steps", "keep_last"):
+            at_least(1, self, name)
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "adam_eps", "outlier_sigma", "eval_every"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "wanted 0 or more")
+            at_least(0, self, name)
         for name in ("early_stop", "save_every", "learning_rate"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "wanted 0 or more")
+            at_least(0, self, name)
         for name in ("adam_beta1", "adam_beta2", "ema_decay"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "wanted from 0 to less than 1")
         for name in ("min_lr_share", "decay_share"):
@@ -160,6 +133,47 @@ class TrainConfig(BaseModel):
         if value is not None:
             require(per_rank % value == 0, name, value, f"does not divide the {per_rank} rows of each rank")
         return micro or (per_rank // steps if steps else per_rank)
+
+
+class TrainConfig(RunConfig):
+    """What training on rows of tokens shares."""
+
+    KEPT: ClassVar[tuple[str, ...]] = (*RunConfig.KEPT, "sequence_length", "packing", "weights")
+
+    data: tuple[Path, ...] = ()
+    """What to train on; on the command line --data for each."""
+    weights: tuple[float, ...] = ()
+    """Share of tokens from each of `data`; by default in proportion to their size."""
+    eval_data: Path | None = None
+    """What to judge by, of the same kind as `data`."""
+    sequence_length: int = 256
+    """Tokens per row."""
+    packing: bool = True
+    """Put several short documents in a row; they do not see each other."""
+    eval_tokens: int = 100_000
+    """How much of the held-out data each evaluation reads, in whole documents."""
+    sample_every: int = 0
+    """Steps between sample texts; 0: only at the end."""
+    sample_prompts: tuple[str, ...] = ("",)
+    """What the samples begin with, or answer."""
+    sample_tokens: int = 120
+    """Length of a sample."""
+    dry_run: bool = False
+    """Say how many steps and tokens it would be and what memory it would take, and stop there."""
+
+    @field_validator("data", "sample_prompts", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str | Path) else value
+
+    def check(self) -> None:
+        super().check()
+        for name in ("sequence_length", "eval_tokens", "sample_tokens"):
+            at_least(1, self, name)
+        if self.weights and len(self.weights) != len(self.data):
+            raise ConfigError(f"{len(self.weights)} weights for {len(self.data)} data sets; give one each")
+        for weight in self.weights:
+            require(weight > 0, "weights", weight, "each must be more than 0")
 
 
 class PretrainConfig(TrainConfig):
@@ -254,6 +268,12 @@ class PretrainConfig(TrainConfig):
         factor = self.rope_factor or self.sequence_length / original
         scaling = RopeScaling(self.rope_scaling, factor, original_context=original)
         return {"rope_scaling": scaling, "context_length": max(self.sequence_length, old.context_length)}
+
+
+def at_least(least: int, config: BaseModel, name: str) -> None:
+    """Raise ConfigError if a setting is given and less than that."""
+    value = getattr(config, name)
+    require(value is None or value >= least, name, value, f"wanted {'at least 1' if least else '0 or more'}")
 
 
 def require(is_right: bool, name: str, value: object, wanted: str) -> None:

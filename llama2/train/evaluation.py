@@ -1,8 +1,8 @@
-"""How well held-out text is predicted: the same number whatever the split over processes."""
+"""How a run is judged by what is held out; of text, how well it is predicted, whatever the split over processes."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
@@ -11,22 +11,38 @@ from llama2.data.batch import IGNORE, Batch
 from llama2.data.documents import Documents
 from llama2.data.loader import in_order
 from llama2.parallel.mesh import World
+from llama2.train.config import TrainConfig
 from llama2.train.loop import LossFn, Trainer
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well held-out text is predicted."""
+    """How a model does on what is held out."""
 
     loss: float
-    """Nats per trained token."""
-    bits_per_byte: float
-    """The same per UTF-8 byte of text, comparable between tokenizers."""
+    """What decides which checkpoint is best; of text, nats per trained token."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Other measures by name; of text, perplexity per token of this vocabulary and bits per byte."""
 
-    @property
-    def perplexity(self) -> float:
-        """exp(loss), per token of this vocabulary."""
-        return math.exp(min(self.loss, 700.0))
+    def said(self) -> str:
+        """Return all of it as people read it."""
+        parts = {"loss": self.loss, **self.values}
+        return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in parts.items())
+
+
+Judge = Callable[[], Evaluation]
+
+
+def judges_of(
+    config: TrainConfig, trainer: Trainer, loss_fn: LossFn, held_out: Mapping[str, Documents], *, micro_batch_size: int
+) -> dict[str, Judge]:
+    """Return what judges a model by each of these sets."""
+    settings = dict(n_tokens=config.eval_tokens, sequence_length=config.sequence_length)
+
+    def judge(documents: Documents) -> Judge:
+        return lambda: evaluate(trainer, loss_fn, documents, micro_batch_size=micro_batch_size, **settings)
+
+    return {name: judge(documents) for name, documents in held_out.items()}
 
 
 def evaluate(
@@ -43,8 +59,10 @@ def evaluate(
     n = min(len(held_out), int((totals < n_tokens).sum()) + 1)
     batches = in_order(held_out, range(n), sequence_length=sequence_length, micro_batch_size=micro_batch_size)
     with trainer.as_published():
-        loss_sum, count = trainer.evaluate(_shared_out(batches, trainer.world), loss_fn)
-    return Evaluation(loss_sum / count, loss_sum / math.log(2) / max(1, int(held_out.n_bytes[:n].sum())))
+        loss_sum, count, _ = trainer.evaluate(_shared_out(batches, trainer.world), loss_fn)
+    loss = loss_sum / count
+    bits = loss_sum / math.log(2) / max(1, int(held_out.n_bytes[:n].sum()))
+    return Evaluation(loss, {"perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits})
 
 
 def _shared_out(batches: Iterator[Batch], world: World) -> Iterator[Batch]:

@@ -42,7 +42,7 @@ from llama2.parallel.mesh import World
 from llama2.parallel.region import Held
 from llama2.tokenizer.formats import save_tokenizer
 from llama2.tokenizer.tokenizer import Tokenizer
-from llama2.train.config import TrainConfig
+from llama2.train.config import RunConfig
 
 Export = Callable[[SavedState, str, Path], None]
 """Writes saved weights, "weights" or "averaged", into a new folder."""
@@ -51,7 +51,7 @@ Export = Callable[[SavedState, str, Path], None]
 class RunFolder:
     """Saves and finds checkpoints of one run."""
 
-    def __init__(self, out: Path, config: TrainConfig, world: World, tokenizer: Tokenizer, export: Export):
+    def __init__(self, out: Path, config: RunConfig, world: World, tokenizer: Tokenizer, export: Export):
         """export: writes what others read (a model, an adapter) from saved state."""
         self.out, self.config, self.world = out, config, world
         self.tokenizer, self.export = tokenizer, export
@@ -214,7 +214,7 @@ def export_model(
         save_tokenizer(tokenizer, to, format="model")
 
 
-def plain(config: TrainConfig) -> dict[str, Any]:
+def plain(config: RunConfig) -> dict[str, Any]:
     """Return the settings as TOML can hold them: no None."""
     return {name: value for name, value in config.model_dump(mode="json").items() if value is not None}
 

@@ -11,24 +11,51 @@ The Trainer knows no data, no files and no screen; the command's own loop says w
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from llama2.checkpoint.resume import SavedState
-from llama2.data.batch import Batch
 from llama2.errors import ConfigError
 from llama2.model.transformer import Transformer
 from llama2.parallel.mesh import World
 from llama2.parallel.region import Held, held
 from llama2.parallel.shard import forget_gathered, synchronise_gradients
 from llama2.train.adam8bit import Average
-from llama2.train.config import TrainConfig
+from llama2.train.config import RunConfig
 from llama2.train.guard import Guard
 from llama2.train.optim import MasterWeights, learning_rate, make_optimizers
 
 LossFn = Callable[[Transformer, Any], tuple[Tensor, int, dict[str, float]]]
+"""Gives the sum of losses of a micro-batch, the count of what is trained, and sums of other measures by name.
+
+The names are the same for every batch.
+"""
+
+
+class Micro(Protocol):
+    """A micro-batch, of whatever kind the loss function takes."""
+
+    def to(self, device: torch.device | str) -> "Micro": ...
+
+
+class Sums:
+    """Adds up what a loss function returns."""
+
+    def __init__(self):
+        self.loss, self.count = 0.0, 0
+        self.metrics: dict[str, float] = {}
+
+    def add(self, loss: float, count: int, metrics: Mapping[str, float]) -> None:
+        self.loss, self.count = self.loss + loss, self.count + count
+        for name, value in metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + value
+
+    def over(self, world: World) -> tuple[float, int, dict[str, float]]:
+        """Return the sums over all ranks."""
+        loss, count, *rest = world.sum([self.loss, self.count, *self.metrics.values()])
+        return loss, round(count), dict(zip(self.metrics, rest, strict=True))
 
 
 @dataclass(frozen=True)
@@ -43,6 +70,8 @@ class Step:
     """Trained tokens (pairs, answers), over all ranks."""
     grad_norm: float
     learning_rate: float
+    metrics: dict[str, float]
+    """What else the loss function told, per trained token (pair, answer), over all ranks."""
     skipped: str
     """Why nothing was learnt from it; empty if all went well."""
     is_stopped: bool
@@ -55,7 +84,7 @@ class Trainer:
     def __init__(
         self,
         model: Transformer,
-        config: TrainConfig,
+        config: RunConfig,
         *,
         n_steps: int,
         world: World = World(),
@@ -74,20 +103,19 @@ class Trainer:
             self.averaged = {name: weight.detach().clone() for name, weight in self.masters.weights.items()}
         self.n_done = self.n_tokens = 0
 
-    def step(self, batches: Sequence[Batch], loss_fn: LossFn, *, stop: bool = False) -> Step:
+    def step(self, batches: Sequence[Micro], loss_fn: LossFn, *, stop: bool = False) -> Step:
         """Learn from the micro-batches of one step. stop: this rank was asked to stop; all ranks get to know."""
         self.model.train()
         # What is random in a step (dropout, noise) follows from its number, so that resuming needs no random state.
         torch.manual_seed((self.config.seed * 1_000_003 + self.n_done) * self.world.size + self.world.rank)
-        loss_sum, count = 0.0, 0
+        sums = Sums()
         for number, batch in enumerate(batches):
             synchronise_gradients(self.model, number == len(batches) - 1)
-            loss, n, _ = loss_fn(self.model, batch.to(self.world.device))
+            loss, n, metrics = loss_fn(self.model, batch.to(self.world.device))
             loss.backward()
             self.masters.gather_gradients()
-            loss_sum, count = loss_sum + float(loss.detach()), count + n
-        loss_sum, total = self.world.sum([loss_sum, count])
-        count = round(total)
+            sums.add(float(loss.detach()), n, metrics)
+        loss_sum, count, metrics = sums.over(self.world)
         lr = learning_rate(self.n_done, self.n_steps, self.config)
         mean, norm, skipped = 0.0, 0.0, "nothing in it is trained"
         if count:
@@ -99,7 +127,8 @@ class Trainer:
         self.masters.clear_gradients()
         self.n_done += 1
         self.n_tokens += count
-        return Step(self.n_done, mean, count, norm, lr, skipped, self.world.any(stop))
+        metrics = {name: value / max(1, count) for name, value in metrics.items()}
+        return Step(self.n_done, mean, count, norm, lr, metrics, skipped, self.world.any(stop))
 
     def _update(self, count: int, norm: float, lr: float) -> None:
         limit = self.config.max_grad_norm
@@ -137,15 +166,14 @@ class Trainer:
         forget_gathered(self.model)
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch], loss_fn: LossFn) -> tuple[float, int]:
-        """Return the sum of losses over these batches and the count, over all ranks."""
+    def evaluate(self, batches: Iterable[Micro], loss_fn: LossFn) -> tuple[float, int, dict[str, float]]:
+        """Return the sum of losses over these batches, the count, and the sums of metrics, over all ranks."""
         self.model.eval()
-        loss_sum, count = 0.0, 0
+        sums = Sums()
         for batch in batches:
-            loss, n, _ = loss_fn(self.model, batch.to(self.world.device))
-            loss_sum, count = loss_sum + float(loss), count + n
-        loss_sum, total = self.world.sum([loss_sum, count])
-        return loss_sum, round(total)
+            loss, n, metrics = loss_fn(self.model, batch.to(self.world.device))
+            sums.add(float(loss), n, metrics)
+        return sums.over(self.world)
 
     def load(self, saved: SavedState, state: dict[str, Any]) -> None:
         """Go back to where a checkpoint was written."""

@@ -11,10 +11,10 @@ from torch.distributed.tensor import DTensor
 
 from llama2.parallel.region import local_part, split_names
 from llama2.train.adam8bit import AdamW8bit
-from llama2.train.config import TrainConfig
+from llama2.train.config import RunConfig
 
 
-def learning_rate(step: int, n_steps: int, config: TrainConfig) -> float:
+def learning_rate(step: int, n_steps: int, config: RunConfig) -> float:
     """Return the learning rate of a step, counted from 0.
 
     It rises linearly over warmup_steps, then: cosine falls to min_lr_share at the last step (Llama 2,
@@ -108,7 +108,7 @@ class MasterWeights:
 
 
 def make_optimizers(
-    weights: Mapping[str, Tensor], config: TrainConfig, lr_scale: Callable[[str], float] = lambda name: 1.0
+    weights: Mapping[str, Tensor], config: RunConfig, lr_scale: Callable[[str], float] = lambda name: 1.0
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizers of all weights: AdamW, and Muon for the blocks' matrices where it is asked for.
 

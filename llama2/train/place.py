@@ -11,14 +11,14 @@ from llama2.model.transformer import Transformer
 from llama2.parallel.mesh import World
 from llama2.parallel.region import fill
 from llama2.parallel.shard import parallelize
-from llama2.train.config import TrainConfig
+from llama2.train.config import RunConfig
 
 Weights = Callable[[Transformer], Iterator[tuple[str, Tensor]]]
 """Yields name and value of every weight of a model, which is given for its names and shapes."""
 
 
 def place_model(
-    config: TrainConfig,
+    config: RunConfig,
     shape: ModelConfig,
     world: World,
     weights: Weights,

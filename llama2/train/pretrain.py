@@ -23,10 +23,12 @@ from llama2.model.transformer import Transformer, fresh_weights
 from llama2.parallel.mesh import start
 from llama2.tokenizer.formats import load_tokenizer
 from llama2.train.config import PretrainConfig, TrainConfig
+from llama2.train.evaluation import judges_of
 from llama2.train.folder import RunFolder, export_model
 from llama2.train.loop import Trainer
 from llama2.train.place import place_model
 from llama2.train.run import Outcome, Run
+from llama2.train.samples import samples_of
 
 
 def pretrain(config: PretrainConfig) -> Outcome:
@@ -59,10 +61,14 @@ def pretrain(config: PretrainConfig) -> Outcome:
         folder,
         trainer,
         loader,
-        {"held-out": held_out} if held_out else {},
+        judges_of(
+            config, trainer, next_token_loss, {"held-out": held_out} if held_out else {}, micro_batch_size=micro_batch
+        ),
         next_token_loss,
-        micro_batch=micro_batch,
-        tokens_per_epoch=sum(each.n_targets for each in sets),
+        row_tokens=config.sequence_length,
+        per_epoch=sum(each.n_targets for each in sets),
+        sample=samples_of(config),
+        sample_every=config.sample_every,
     )
     run.resume()
     return run.to_the_end()

@@ -32,20 +32,25 @@ JUDGED = ("#d9812f", "#3f9b6c")
 """Colours of the sets that are judged by: the held-out one, and earlier data."""
 
 PLOTS = {
-    "loss": "Loss per token",
+    "loss": "Loss",
     "learning_rate": "Learning rate",
     "grad_norm": "Gradient norm",
     "tokens_per_s": "Tokens per second",
 }
 
 
-def write_report(out: Path, *, title: str, facts: Mapping[str, str], settings: str) -> Path:
-    """Write OUT/report.html and a PNG per plot from OUT/log.jsonl; return the page."""
+def write_report(
+    out: Path, *, title: str, facts: Mapping[str, str], settings: str, plots: Mapping[str, str] | None = None
+) -> Path:
+    """Write OUT/report.html and a PNG per plot from OUT/log.jsonl; return the page.
+
+    plots: quantities of the log's steps to draw besides the usual ones, with titles.
+    """
     log = read_log(out / "log.jsonl")
     steps = list({line["step"]: line for line in log if line["kind"] == "step"}.values())
     evaluations = list({(line["step"], line["of"]): line for line in log if line["kind"] == "evaluation"}.values())
     drawings = []
-    for name, label in PLOTS.items():
+    for name, label in {**PLOTS, **(plots or {})}.items():
         draw = _curve(steps, evaluations if name == "loss" else [], name, label)
         (out / f"{name}.png").write_bytes(_render(draw, "png"))
         drawings.append(_render(draw, "svg").decode("utf-8").replace(INK, "currentColor"))
@@ -60,7 +65,7 @@ def _curve(steps: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str
     bad = [line["step"] for line in steps if line.get("skipped")]
 
     def draw(axes) -> None:
-        xs, ys = [line["step"] for line in good], [line[name] for line in good]
+        xs, ys = zip(*((line["step"], line[name]) for line in good if name in line), strict=True)
         axes.plot(xs, ys, color="#9cc1ea" if name == "loss" else "#4a8fd4", linewidth=0.9, label="train")
         if name == "loss":
             axes.plot(xs, _smooth(ys), color="#4a8fd4", linewidth=1.6, label="train, smoothed")

@@ -4,37 +4,60 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from llama2.checkpoint import store
-from llama2.data.documents import Documents
-from llama2.data.loader import Loader
 from llama2.errors import CheckpointError, TrainingError
-from llama2.llm import LLM, Prompt, SamplingOptions
+from llama2.llm import LLM
 from llama2.model.config import config_fields
 from llama2.parallel.mesh import World
-from llama2.train.config import TrainConfig
-from llama2.train.evaluation import Evaluation, evaluate
+from llama2.train.config import RunConfig
+from llama2.train.evaluation import Evaluation, Judge
 from llama2.train.folder import RunFolder, set_random_states
-from llama2.train.loop import LossFn, Step, Trainer
+from llama2.train.loop import LossFn, Micro, Step, Trainer
 from llama2.train.metrics import Log, memory_bytes, peak_flops
 from llama2.train.report import write_report
+from llama2.train.samples import Sample
 
 MAX_REWINDS = 3
 SECONDS_TO_ASK_AGAIN = 2.0
 
-KEPT = (
-    "sequence_length", "batch_size", "packing", "seed", "weights", "optimizer", "adam_beta1", "adam_beta2",
-    "ema_decay", "dtype", "master_weights", "method", "model", "lora_r", "lora_alpha", "lora_dropout", "target_modules",
-    "trained_modules", "rslora", "dora", "neftune_alpha", "chat_format", "replay_share",
-)  # fmt: skip
-"""Settings that a run cannot change on its way and still be the same run; those that its command has."""
+
+class Source(Protocol):
+    """What a run learns from, step by step: rows of documents, pairs of answers, answers that it samples itself."""
+
+    @property
+    def n_read(self) -> int:
+        """Tokens in the last step, of all ranks."""
+        ...
+
+    @property
+    def said(self) -> str:
+        """What is read, as people read it."""
+        ...
+
+    @property
+    def identity(self) -> list[list[Any]]:
+        """What is read, as a checkpoint remembers it."""
+        ...
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What there is to say of the last step besides its loss."""
+        ...
+
+    state: Any
+    """Where the stream stands after the last step, as plain numbers for JSON; one that is given it goes on there."""
+
+    def step(self) -> Sequence[Micro]:
+        """Return this rank's micro-batches of the next step."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,29 +77,34 @@ class Run:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: RunConfig,
         world: World,
         folder: RunFolder,
         trainer: Trainer,
-        loader: Loader,
-        held_out: Mapping[str, Documents],
+        source: Source,
+        judges: Mapping[str, Judge],
         loss_fn: LossFn,
         *,
-        micro_batch: int,
-        tokens_per_epoch: float,
+        row_tokens: float,
+        per_epoch: float,
+        unit: str = "tokens",
         compares: bool = False,
-        as_prompt: Callable[[str], Prompt] = str,
+        sample: Sample | None = None,
+        sample_every: int = 0,
         chat_format: str | None = None,
+        plots: Mapping[str, str] | None = None,
     ):
-        """held_out: sets to judge by, by name; the first one decides what is best and when to stop early.
+        """judges: evaluate the model, by name; the first one decides what is best and when to stop early.
 
-        tokens_per_epoch: trained tokens in one pass over the data. compares: also judge before the first step.
-        as_prompt: what a sample prompt is for the model, a text to continue or a conversation to answer.
+        row_tokens: length of a row, about. per_epoch: how many of the `unit`, what the loss counts, are trained in one
+        pass over the data. compares: also judge before the first step. sample: lets the model show what it can, at
+        the end and every sample_every steps. plots: what else of the log is worth a plot, with titles.
         """
-        self.config, self.world, self.folder, self.trainer, self.loader = config, world, folder, trainer, loader
-        self.held_out, self.loss_fn, self.micro_batch = held_out, loss_fn, micro_batch
-        self.tokens_per_epoch, self.compares = tokens_per_epoch, compares
-        self.as_prompt, self.chat_format = as_prompt, chat_format
+        self.config, self.world, self.folder, self.trainer, self.source = config, world, folder, trainer, source
+        self.judges, self.loss_fn, self.row_tokens = judges, loss_fn, row_tokens
+        self.per_epoch, self.unit, self.compares = per_epoch, unit, compares
+        self.sample, self.sample_every = sample, sample_every
+        self.chat_format, self.plots = chat_format, plots or {}
         self.shape = trainer.model.config
         trained = sum(each.numel() for each in trainer.masters.model_weights.values())
         self.trained_share = min(1.0, trained / self.shape.n_parameters)
@@ -88,8 +116,8 @@ class Run:
 
     @property
     def epoch(self) -> float:
-        """Passes over the data so far, by tokens trained."""
-        return self.trainer.n_tokens / self.tokens_per_epoch
+        """Passes over the data so far, by what was trained."""
+        return self.trainer.n_tokens / self.per_epoch
 
     @property
     def evaluation(self) -> Evaluation | None:
@@ -109,13 +137,17 @@ class Run:
         if newest is not None:
             self.log.write("resumed", n_done)
             self.log.say(f"resumed from {newest}, step {n_done}")
-        parameters, tokens = self.shape.n_parameters, sum(each.n_tokens for each in self.loader.sets)
         some = "" if self.trained_share == 1 else f" ({self.trained_share:.2%} trained)"
-        per_step = config.batch_size * config.sequence_length
         self.log.say(
-            f"{parameters:,} parameters{some}, {tokens:,} tokens of data, "
-            f"{self.trainer.n_steps:,} steps of {per_step:,} tokens"
+            f"{self.shape.n_parameters:,} parameters{some}, {self.source.said}, "
+            f"{self.trainer.n_steps:,} steps of {self.step_size}"
         )
+
+    @property
+    def step_size(self) -> str:
+        if self.unit == "tokens":
+            return f"{round(self.config.batch_size * self.row_tokens):,} tokens"
+        return f"{self.config.batch_size:,} {self.unit}"
 
     def go_back_to(self, checkpoint: Path, *, with_data: bool) -> None:
         """Load a checkpoint; the data goes back with it, or goes on from where it is."""
@@ -126,13 +158,13 @@ class Run:
         if with_data:
             for evaluations, name in ((self.before, "before"), (self.now, "now")):
                 evaluations |= {of: Evaluation(**values) for of, values in record[name].items()}
-            self.loader.state = record["loader"]
+            self.source.state = record["loader"]
             self.n_rewinds = record["n_rewinds"]
             set_random_states(record["random"])
 
     def _check_same_run(self, checkpoint: Path, record: dict[str, Any]) -> None:
         now, usual = self.config.model_dump(mode="json"), type(self.config)().model_dump(mode="json")
-        for name in (name for name in KEPT if name in now):
+        for name in self.config.KEPT:
             before = record["settings"].get(name, usual[name])
             if before != now[name]:
                 raise CheckpointError(
@@ -144,11 +176,8 @@ class Run:
                     f"{checkpoint} is a model with {name}={record['model'].get(name)}, not {value}; set it back, or "
                     "begin a new run"
                 )
-        if record["data"] != self._data():
-            raise CheckpointError(f"{checkpoint} was trained on other data; name the same shards, or begin a new run")
-
-    def _data(self) -> list[list[Any]]:
-        return [[each.tokenizer_sha256, len(each), each.n_tokens] for each in self.loader.sets]
+        if record["data"] != self.source.identity:
+            raise CheckpointError(f"{checkpoint} was trained on other data; name the same, or begin a new run")
 
     def to_the_end(self) -> Outcome:
         """Train, and write what there is to show. Checkpoints and signals are seen to between steps."""
@@ -174,7 +203,7 @@ class Run:
             self.best, self.n_worse = None, 0  # what there was before is no outcome of this run
         while trainer.n_done < trainer.n_steps:
             began = time.perf_counter()
-            step = trainer.step(self.loader.step(), self.loss_fn, stop=bool(self.signal))
+            step = trainer.step(self.source.step(), self.loss_fn, stop=bool(self.signal))
             seconds = time.perf_counter() - began
             self._record(step, seconds, peak)
             self.folder.check()
@@ -185,9 +214,9 @@ class Run:
             is_saving = is_last or step.is_stopped
             is_saving |= due(trainer.n_done, config.save_every) and not step.skipped  # never what a bad step left
             is_patient, best = True, self.best
-            if self.held_out and (is_saving or due(trainer.n_done, config.eval_every)):
+            if self.judges and (is_saving or due(trainer.n_done, config.eval_every)):
                 is_patient = self._evaluate()
-            if due(trainer.n_done, config.sample_every) and not is_last:
+            if due(trainer.n_done, self.sample_every) and not is_last:
                 self._sample(LLM(trainer.model, self.folder.tokenizer, chat_format=self.chat_format))
             is_best = self.best is not best and bool(config.early_stop)
             if is_saving or is_best or not is_patient:
@@ -200,9 +229,9 @@ class Run:
         return True
 
     def _record(self, step: Step, seconds: float, peak: float | None) -> None:
-        rate = self.loader.n_read / seconds
+        rate = self.source.n_read / seconds
         # A third of the arithmetic is the gradients of weights, which frozen ones do without.
-        flops = self.shape.flops_per_token(self.config.sequence_length) * (2 + self.trained_share) / 3
+        flops = self.shape.flops_per_token(round(self.row_tokens)) * (2 + self.trained_share) / 3
         mfu = rate * flops / peak if peak else None
         self.log.step(
             step.step,
@@ -215,6 +244,7 @@ class Run:
             mfu=None if mfu is None else round(mfu, 4),
             memory_bytes=memory_bytes(self.world),
             seconds=round(seconds, 4),
+            **{name: float(f"{value:.6g}") for name, value in {**self.source.metrics, **step.metrics}.items()},
             **({"skipped": step.skipped} if step.skipped else {}),
         )
         if step.skipped:
@@ -240,21 +270,10 @@ class Run:
     def _evaluate(self) -> bool:
         """Evaluate and log; return False if it is time to stop early."""
         step = self.trainer.n_done
-        for name, documents in self.held_out.items():
-            found = self.now[name] = evaluate(
-                self.trainer,
-                self.loss_fn,
-                documents,
-                n_tokens=self.config.eval_tokens,
-                sequence_length=self.config.sequence_length,
-                micro_batch_size=self.micro_batch,
-            )
-            values = {"loss": found.loss, "perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
-            self.log.write("evaluation", step, of=name, **values)
-            self.log.say(
-                f"step {step}: {name} loss {found.loss:.4f}, perplexity {found.perplexity:.2f}, "
-                f"{found.bits_per_byte:.3f} bits per byte"
-            )
+        for name, judge in self.judges.items():
+            found = self.now[name] = judge()
+            self.log.write("evaluation", step, of=name, loss=found.loss, **found.values)
+            self.log.say(f"step {step}: {name} {found.said()}")
         now = self.evaluation
         assert now is not None
         if self.best is None or now.loss < self.best.loss:
@@ -270,11 +289,11 @@ class Run:
             "n_worse": self.n_worse,
             "n_rewinds": self.n_rewinds,
             "trainer": self.trainer.state,
-            "loader": self.loader.state,
+            "loader": self.source.state,
             "evaluation": self.evaluation and asdict(self.evaluation),
             "now": {name: asdict(each) for name, each in self.now.items()},
             "before": {name: asdict(each) for name, each in self.before.items()},
-            "data": self._data(),
+            "data": self.source.identity,
             "model": config_fields(self.shape),
         }
         self.folder.save(self.trainer.n_done, self.trainer.tensors(), record)
@@ -295,11 +314,11 @@ class Run:
             chosen = best if self.config.early_stop and best else newest
             assert chosen is not None
             self.folder.publish(chosen)
-            if self.config.sample_prompts:
+            if self.sample is not None:
                 self._sample(LLM(store.load(model, device="cpu"), self.folder.tokenizer, chat_format=self.chat_format))
             page = write_report(
                 self.folder.out, title=f"Run {self.folder.out.name}", facts=self._facts(chosen),
-                settings=(self.folder.out / "run.toml").read_text(encoding="utf-8"),
+                settings=(self.folder.out / "run.toml").read_text(encoding="utf-8"), plots=self.plots,
             )  # fmt: skip
             self.log.say(f"wrote {model} and {page}")
         self.world.barrier()
@@ -308,27 +327,25 @@ class Run:
     def _facts(self, chosen: Path) -> dict[str, str]:
         facts = {
             "model": f"{self.shape.n_parameters:,} parameters, from {chosen.name}",
-            "trained on": f"{self.trainer.n_tokens:,} tokens in {self.trainer.n_done:,} steps",
+            "trained on": f"{self.trainer.n_tokens:,} {self.unit} in {self.trainer.n_done:,} steps",
             "passes over the data": f"{self.epoch:.2f}",
         }
         for name, now in self.now.items():
-            was = f"{self.before[name].loss:.4f} -> " if name in self.before else ""
-            facts[f"{name} loss"] = f"{was}{now.loss:.4f} nats per token"
-            facts[f"{name} perplexity"] = f"{now.perplexity:.3f}"
-            facts[f"{name} bits per byte"] = f"{now.bits_per_byte:.4f}"
+            before = self.before.get(name)
+            was = {"loss": before.loss, **before.values} if before else {}
+            for measure, value in {"loss": now.loss, **now.values}.items():
+                begun = f"{was[measure]:.4f} -> " if measure in was else ""
+                facts[f"{name} {measure.replace('_', ' ')}"] = f"{begun}{value:.4f}"
         return facts
 
     def _sample(self, llm: LLM) -> None:
         """Write a sample text for each prompt; with several processes only the finished model writes."""
         if not self.world.is_first or (self.world.size > 1 and llm.model is self.trainer.model):
             return
+        if self.sample is None:
+            return
         llm.model.eval()
-        room = self.shape.context_length
-        for prompt in self.config.sample_prompts:
-            asked = self.as_prompt(prompt)
-            n = min(self.config.sample_tokens, room - len(llm.prompt_ids(asked)))
-            options = SamplingOptions(max_new_tokens=max(1, n), temperature=0.8, top_p=1.0, seed=self.config.seed)
-            text = ("" if isinstance(asked, str) else " ") + llm.complete(asked, **options).text
+        for prompt, text in self.sample(llm):
             self.log.write("sample", self.trainer.n_done, prompt=prompt, text=text)
             self.log.say("sample: " + "".join(c if c.isprintable() else " " for c in prompt + text))
 

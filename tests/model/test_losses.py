@@ -9,7 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama2.data.batch import Span, collate
 from llama2.model.config import ModelConfig
-from llama2.model.losses import IGNORE, cross_entropy, cross_entropy_plain, next_token_loss
+from llama2.model.losses import (
+    IGNORE, cross_entropy, cross_entropy_plain, logprobs_and_entropy, next_token_loss, token_logprobs,
+)  # fmt: skip
 from llama2.model.transformer import build
 
 
@@ -93,3 +95,31 @@ def test_evaluation_computes_no_gradients():
     hidden, weight, targets = case()
     with torch.no_grad():
         assert not cross_entropy(hidden, weight, targets).requires_grad
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_token_logprobs_are_those_of_whole_logits(tied, temperature):
+    config = ModelConfig(dim=16, n_layers=1, n_heads=2, vocab_size=50, ffn_dim=24, n_kv_heads=2, tied_embeddings=tied)
+    model = build(config, dtype=torch.float64)
+    rows = [[Span(np.arange(3, 3 + n), np.arange(n) > 2)] for n in (9, 6, 12)]
+    batch = collate(rows, 12)
+    found, entropy = logprobs_and_entropy(model, batch, temperature=temperature)
+    full = (model(batch.tokens, batch.positions) / temperature).log_softmax(-1)
+    is_trained = batch.targets != IGNORE
+    wanted = full.gather(-1, batch.targets.clamp_min(0)[..., None])[..., 0].masked_fill(~is_trained, 0)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    own = -(full.exp() * full).sum(-1).masked_fill(~is_trained, 0)
+    torch.testing.assert_close(entropy, own.detach(), rtol=1e-12, atol=1e-12)
+    weights = torch.randn(found.shape, dtype=torch.float64)
+    ours = gradients((found * weights).sum(), *model.parameters())
+    theirs = gradients((wanted * weights).sum(), *model.parameters())
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_log_probabilities_add_up_to_the_loss():
+    model = build(ModelConfig(dim=16, n_layers=1, n_heads=2, vocab_size=50, ffn_dim=24, n_kv_heads=2))
+    batch = collate([[Span(np.arange(2, 12))], [Span(np.arange(5, 12))]], 12)
+    loss, _, _ = next_token_loss(model, batch)
+    torch.testing.assert_close(-token_logprobs(model, batch).sum(), loss)

@@ -107,7 +107,7 @@ def test_the_evaluation_is_that_of_the_published_model(settings, shards, changes
             total -= float(logprobs[0].gather(-1, piece[1:, None]).sum().detach())
             count += len(piece) - 1
     assert outcome.evaluation.loss == pytest.approx(total / count, rel=1e-5)
-    assert outcome.evaluation.bits_per_byte == pytest.approx(
+    assert outcome.evaluation.values["bits_per_byte"] == pytest.approx(
         total / 0.6931471805599453 / int(held_out.n_bytes.sum()), rel=1e-5
     )
 
