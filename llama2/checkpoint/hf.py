@@ -1,7 +1,8 @@
 """The Hugging Face folder: config.json, safetensors (or old .bin) weights, one file or many with an index.
 
 Rows of wq and wk lie in another order there (rotate-half, see `tensors.py`); everything else differs in
-name only.
+name only. A reward model is a LlamaForSequenceClassification with one label: its head is `score.weight`; further heads
+lie in heads.safetensors, which only this package looks at.
 """
 
 import re
@@ -32,6 +33,10 @@ WEIGHT_FILES = (
 )  # fmt: skip
 """In the order in which they are looked for."""
 
+SCORED = "LlamaForSequenceClassification"
+SCORE = "score.weight"
+FURTHER_HEADS = "heads.safetensors"
+
 _LAYER_NAMES = {
     "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj",
     "attention.wo": "self_attn.o_proj", "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",
@@ -61,7 +66,17 @@ def read_config(path: Path) -> ModelConfig:
 def read(path: Path) -> Checkpoint:
     """List the weights and check names and shapes against config.json; no numbers are read yet."""
     config = read_config(path)
-    stored = _by_canonical_name(path, config, _all_stored(path))
+    found = _all_stored(path)
+    heads = {"score": found.pop(SCORE)} if SCORE in found else {}
+    if heads and (path / FURTHER_HEADS).is_file():
+        heads |= read_safetensors(path / FURTHER_HEADS)
+    for name, head in heads.items():
+        if head.shape != (1, config.dim):
+            raise CheckpointError(
+                f"{path}: head {name!r} has shape {head.shape}, not {(1, config.dim)}: it gives {head.shape[0]} "
+                "numbers, and a reward is one"
+            )
+    stored = _by_canonical_name(path, config, found)
     check_shapes(path, config, {name: tensor.shape for name, tensor in stored.items()}, spelled=hf_name)
     return Checkpoint(
         config,
@@ -69,6 +84,7 @@ def read(path: Path) -> Checkpoint:
         dtype=commonest_dtype(path, stored),
         path=path,
         generation=hf_config.read_generation(path),
+        heads={name: head.read for name, head in heads.items()},
     )
 
 
@@ -91,7 +107,7 @@ def _canonical_name(path: Path, name: str) -> str:
             return ours
     raise CheckpointError(
         f"{path}: tensor {name!r} is not one of a Llama language model (such as 'model.embed_tokens.weight'); "
-        "adapters are merged, and heads for classification left out, before loading"
+        "adapters are merged, and heads left out, before loading"
     )
 
 
@@ -206,6 +222,13 @@ def write(
         raise ConfigError(f"shard_bytes={shard_bytes} must be at least 1; the default is {SHARD_BYTES}")
     with staged_folder(path) as folder:
         write_json(folder / "config.json", config_values)
+        if checkpoint.heads:
+            config_values |= {"architectures": [SCORED], "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+            config_values |= _padding(tokenizer)
+            write_json(folder / "config.json", config_values)
+            further = [_head(checkpoint, name, dtype) for name in checkpoint.heads if name != "score"]
+            if further:
+                write_safetensors(folder / FURTHER_HEADS, further, dtype=dtype)
         if checkpoint.generation:
             write_json(folder / "generation_config.json", checkpoint.generation)
         if tokenizer is not None:
@@ -224,12 +247,23 @@ def _special_ids(tokenizer: Any) -> dict[str, object]:
     return {key: value for key, value in ids.items() if value is not None}
 
 
+def _padding(tokenizer: Any) -> dict[str, object]:
+    """Return the padding id of a reward model; transformers reads the score before it, so it must not end texts."""
+    if tokenizer is None:
+        return {}
+    vocabulary = tokenizer.vocabulary
+    usable = (vocabulary.pad_id, vocabulary.unk_id, tokenizer.n_vocab - 1)
+    return {"pad_token_id": next(each for each in usable if each is not None and each != vocabulary.eos_id)}
+
+
 def _write_weights(folder: Path, checkpoint: Checkpoint, dtype: str, shard_bytes: int) -> None:
     shards = _shards(checkpoint.config, 4 if dtype == "float32" else 2, shard_bytes)
     weight_map, total = {}, 0
     for i, shapes in enumerate(shards, 1):
         name = f"model-{i:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
         entries = [(hf_name(key), shape, _hf_tensor(key, checkpoint, dtype)) for key, shape in shapes.items()]
+        if i == len(shards) and checkpoint.heads:
+            entries.append((SCORE, *_head(checkpoint, "score", dtype)[1:]))
         total += write_safetensors(folder / name, entries, dtype=dtype)
         weight_map |= {entry[0]: name for entry in entries}
     if len(shards) > 1:
@@ -250,6 +284,17 @@ def _shards(config: ModelConfig, number_bytes: int, shard_bytes: int) -> list[di
         shards[-1][name] = shape
         n_bytes += size
     return shards
+
+
+def _head(checkpoint: Checkpoint, name: str, dtype: str) -> tuple[str, tuple[int, ...], LazyTensor]:
+    def read() -> Any:
+        import torch
+
+        from llama2.checkpoint.tensors import cast
+
+        return cast(name, checkpoint.heads[name](), getattr(torch, dtype))
+
+    return name, (1, checkpoint.config.dim), read
 
 
 def _hf_tensor(name: str, checkpoint: Checkpoint, dtype: str) -> LazyTensor:

@@ -182,9 +182,27 @@ def load(path: str | Path, *, dtype: str | None = None, device: str = "cpu") -> 
     default2 and so on, the lowest first; their dropout is off (the model is in eval mode).
     """
     place, *adapters = layers(path)
-    model = _load_plain(place, dtype, device)
+    checkpoint = read(place)
+    if checkpoint.heads:
+        raise CheckpointError(f"{place} is a reward model: it scores answers and writes none; name a language model")
+    model = _load_plain(checkpoint, dtype, device)
     for each in adapters:
         put_on(model, each).eval()
+    return model
+
+
+def load_scored(path: str | Path, *, dtype: str | None = None, device: str = "cpu") -> Any:
+    """Return the Transformer in a reward model's folder, with its heads (`model.heads`)."""
+    from llama2.model.heads import add_heads
+
+    place, *adapters = layers(path)
+    checkpoint = read(place)
+    if not checkpoint.heads or adapters:
+        raise CheckpointError(f"{path} is no reward model: it holds no score head; llama2 reward trains one")
+    model = _load_plain(checkpoint, dtype, device)
+    add_heads(model, *checkpoint.heads)
+    for name, head in checkpoint.heads.items():
+        model.heads[name].weight.data.copy_(head())
     return model
 
 
@@ -203,13 +221,12 @@ def put_on(model: Any, path: str | Path, *, name: str | None = None) -> Any:
     return adapter.put_on(model, adapter.read_adapter(path, model=model.config, name=name), name=name)
 
 
-def _load_plain(path: Path, dtype: str | None, device: str) -> Any:
+def _load_plain(checkpoint: Checkpoint, dtype: str | None, device: str) -> Any:
     import torch
 
     from llama2.checkpoint.tensors import Unfilled, cast
     from llama2.model.transformer import Transformer
 
-    checkpoint = read(path)
     target = getattr(torch, dtype_name(dtype or default_dtype(checkpoint)))
     with torch.device("meta"), Unfilled():
         model = Transformer(checkpoint.config)

@@ -50,6 +50,8 @@ class Checkpoint:
     """The file holds fewer bits per number than `dtype`."""
     generation: Mapping[str, object] = field(default_factory=dict)
     """generation_config.json (temperature, top_p, eos_token_id, ...); empty where there is none."""
+    heads: Mapping[str, LazyTensor] = field(default_factory=dict)
+    """Of a reward model: the scalar heads [1 D] that stand in place of the next-token projection, by name."""
 
 
 def dtype_name(name: str) -> str:

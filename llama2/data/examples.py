@@ -158,6 +158,12 @@ def together(sets: Sequence[Examples]) -> Examples:
     return _joined(", ".join(each.name for each in sets), sets[0].tokenizer_sha256, rows)
 
 
+def concatenated(sets: Sequence[Examples]) -> Examples:
+    """Return several sets as one, one after another."""
+    rows = [each._row(i) for each in sets for i in range(len(each))]
+    return _joined(", ".join(each.name for each in sets), sets[0].tokenizer_sha256, rows)
+
+
 def open_documents(path: Path, tokenizer: Tokenizer, **settings) -> Examples | Shards:
     """Open token shards, if that is what lies there, or else read examples."""
     if not (path / INDEX).exists():

@@ -30,6 +30,11 @@ def add_heads(model: Transformer, *names: str) -> Transformer:
     return model
 
 
+def head_names(model: Transformer) -> tuple[str, ...]:
+    """Return the names of the model's heads."""
+    return tuple(name for name, _ in model.heads.named_children()) if isinstance(model.heads, nn.ModuleDict) else ()
+
+
 def read_head(model: Transformer, name: str, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B"]:
     """Return a head's numbers for hidden states, in float32 (float64 for a float64 model)."""
     heads = model.heads

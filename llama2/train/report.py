@@ -52,8 +52,8 @@ def write_report(
     drawings = []
     for name, label in {**PLOTS, **(plots or {})}.items():
         draw = _curve(steps, evaluations if name == "loss" else [], name, label)
-        (out / f"{name}.png").write_bytes(_render(draw, "png"))
-        drawings.append(_render(draw, "svg").decode("utf-8").replace(INK, "currentColor"))
+        (out / f"{name}.png").write_bytes(render_plot(draw, "png"))
+        drawings.append(render_plot(draw, "svg").decode("utf-8").replace(INK, "currentColor"))
     page = out / "report.html"
     page.write_text(_page(title, facts, settings, drawings, log), encoding="utf-8")
     return page
@@ -103,7 +103,7 @@ def _smooth(ys: Sequence[float], share: float = 0.05) -> list[float]:
     return result
 
 
-def _render(draw: Callable[[Any], None], format: str) -> bytes:
+def render_plot(draw: Callable[[Any], None], format: str) -> bytes:
     import matplotlib
 
     matplotlib.use("Agg")

@@ -6,8 +6,22 @@ import pytest
 import torch
 
 from llama2.align.losses import (
-    MARGINS, dpo_loss, gated_reward, generalised_advantages, group_advantages, hinge_loss, ipo_loss, kl_estimates,
-    kto_loss, logit, orpo_loss, policy_loss, ranking_loss, simpo_loss, value_loss, whiten,
+    MARGINS,
+    dpo_loss,
+    gated_reward,
+    generalised_advantages,
+    group_advantages,
+    hinge_loss,
+    ipo_loss,
+    kl_estimates,
+    kto_loss,
+    logit,
+    orpo_loss,
+    policy_loss,
+    ranking_loss,
+    simpo_loss,
+    value_loss,
+    whiten,
 )  # fmt: skip
 
 

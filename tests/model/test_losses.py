@@ -10,7 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llama2.data.batch import Span, collate
 from llama2.model.config import ModelConfig
 from llama2.model.losses import (
-    IGNORE, cross_entropy, cross_entropy_plain, logprobs_and_entropy, next_token_loss, token_logprobs,
+    IGNORE,
+    cross_entropy,
+    cross_entropy_plain,
+    logprobs_and_entropy,
+    next_token_loss,
+    token_logprobs,
 )  # fmt: skip
 from llama2.model.transformer import build
 

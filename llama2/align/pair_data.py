@@ -1,0 +1,92 @@
+"""Preference pairs for a run: read, mixed as the Llama 2 paper mixes them, some set aside to judge by.
+
+helpfulness   all pairs about helpfulness, and as many others, drawn evenly      arXiv:2307.09288 sec. 3.2.2
+safety        all pairs about safety, and a ninth as many others: 90 to 10
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from rich.console import Console
+
+from llama2.data.preferences.pair import RATINGS
+from llama2.data.preferences.sets import PairSet, TooLong, joined, read_pair_set, set_aside
+from llama2.errors import ConfigError, DataError
+from llama2.model.config import ModelConfig
+from llama2.tokenizer.tokenizer import Tokenizer
+
+OTHERS = {"helpfulness": 1.0, "safety": 1 / 9}
+"""At most so many other pairs for each of the model's own kind."""
+
+
+class PairSettings(Protocol):
+    """What a command that learns from pairs is told about them."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def data(self) -> tuple[Path, ...]: ...
+    @property
+    def eval_data(self) -> Path | None: ...
+    @property
+    def eval_share(self) -> float: ...
+    @property
+    def chat_format(self) -> str | None: ...
+    @property
+    def sequence_length(self) -> int: ...
+    @property
+    def too_long(self) -> TooLong: ...
+    @property
+    def early_stop(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def open_pairs(
+    config: PairSettings, shape: ModelConfig, tokenizer: Tokenizer, console: Console, *, mix: str = "all"
+) -> tuple[PairSet, PairSet | None]:
+    """Read all pairs, say what was found, and return those to learn from and those to judge by."""
+    length = config.sequence_length or shape.context_length
+    if length > shape.context_length:
+        raise ConfigError(
+            f"sequence_length={length} is beyond the context of {config.model}, {shape.context_length}; choose less"
+        )
+    reading = dict(length=length, too_long=config.too_long, chat_format=config.chat_format)
+    kept, aside = [], []
+    for path in config.data:
+        found = read_pair_set(path, tokenizer, **reading)
+        console.print(f"{path}: {told(found)}", markup=False, soft_wrap=True)
+        if config.eval_data is None and config.eval_share:
+            found, some = set_aside(found, config.eval_share, seed=config.seed)
+            aside.append(some)
+        kept.append(found)
+    pairs = mixed(joined(kept), mix, seed=config.seed)
+    if config.eval_data is not None:
+        return pairs, read_pair_set(config.eval_data, tokenizer, **reading)
+    if config.early_stop and not aside:
+        raise ConfigError("early_stop needs something to judge by; give eval_data or eval_share")
+    return pairs, joined(aside) if aside else None
+
+
+def told(found: PairSet) -> str:
+    """Return what a set holds, as people read it."""
+    rated = {name: int((found.ratings == code).sum()) for name, code in RATINGS.items()}
+    ratings = ", ".join(f"{n:,} {name}" for name, n in rated.items() if n) or "no ratings"
+    left_out = "".join(f", {n:,} left out ({why})" for why, n in found.left_out.items())
+    return f"{len(found):,} pairs, {found.n_tokens:,} tokens; {ratings}{left_out}"
+
+
+def mixed(pairs: PairSet, mix: str, *, seed: int) -> PairSet:
+    """Return the pairs that a helpfulness or a safety model learns from; all of them for any other name."""
+    if mix not in OTHERS:
+        return pairs
+    is_own = (pairs.flags[:, 0] == 1) if mix == "safety" else (pairs.flags[:, 0] != 1)
+    own, others = np.flatnonzero(is_own), np.flatnonzero(~is_own)
+    if not len(own):
+        raise DataError(
+            f"{pairs.name} holds no pair about {mix}, which mix={mix} asks for; pairs say so by "
+            "'kind': 'safe' or 'helpful', or 'is_safety'"
+        )
+    drawn = np.random.default_rng((seed, 5)).permutation(others)[: round(OTHERS[mix] * len(own))]
+    return pairs.part(sorted([*own.tolist(), *drawn.tolist()]))
