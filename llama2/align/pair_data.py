@@ -5,7 +5,7 @@ safety        all pairs about safety, and a ninth as many others: 90 to 10
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -52,7 +52,7 @@ def open_pairs(
         raise ConfigError(
             f"sequence_length={length} is beyond the context of {config.model}, {shape.context_length}; choose less"
         )
-    reading = dict(length=length, too_long=config.too_long, chat_format=config.chat_format)
+    reading: dict[str, Any] = dict(length=length, too_long=config.too_long, chat_format=config.chat_format)
     kept, aside = [], []
     for path in config.data:
         found = read_pair_set(path, tokenizer, **reading)

@@ -22,7 +22,7 @@ from llama2.model.losses import next_token_loss
 from llama2.model.transformer import Transformer, fresh_weights
 from llama2.parallel.mesh import start
 from llama2.tokenizer.formats import load_tokenizer
-from llama2.train.config import PretrainConfig, TrainConfig
+from llama2.train.config import PretrainConfig, RunConfig
 from llama2.train.evaluation import judges_of
 from llama2.train.folder import RunFolder, export_model
 from llama2.train.loop import Trainer
@@ -95,7 +95,7 @@ def loader_settings(config: PretrainConfig) -> dict[str, Any]:
     )
 
 
-def out_of(config: TrainConfig) -> Path:
+def out_of(config: RunConfig) -> Path:
     if config.out is None:
         raise ConfigError("where to? name a folder for the run with --out")
     return config.out
