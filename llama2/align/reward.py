@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from llama2.align.losses import MARGINS, ranking_loss
-from llama2.align.pair_data import open_pairs
+from llama2.align.pair_data import open_pairs, steps_of
 from llama2.align.reward_config import RewardConfig
 from llama2.align.reward_report import write_accuracy
 from llama2.checkpoint import hf, hub, store
@@ -45,7 +45,6 @@ from llama2.train.pretrain import out_of
 from llama2.train.run import Outcome, Run
 
 PLOTS = {"accuracy": "Pairs in the right order", "margin": "Reward of the chosen less that of the rejected"}
-LEAST_WARMUP = 5
 
 
 def train_reward(config: RewardConfig) -> Outcome:
@@ -102,15 +101,6 @@ def train_reward(config: RewardConfig) -> Outcome:
 
 def with_heads(names: tuple[str, ...], model: Transformer) -> None:
     add_heads(model, *names)
-
-
-def steps_of(config: RewardConfig, n_pairs: int) -> tuple[RewardConfig, int]:
-    """Return how many steps there are, and the settings with a warm-up of the right length."""
-    n_steps = config.max_steps or max(1, round(config.n_epochs * n_pairs / config.batch_size))
-    warmup = config.warmup_steps or min(n_steps - 1, max(LEAST_WARMUP, round(config.warmup_share * n_steps)))
-    if warmup >= n_steps:
-        raise ConfigError(f"warmup_steps={warmup} leaves nothing of the {n_steps} steps; choose fewer")
-    return config.model_copy(update={"warmup_steps": warmup}), n_steps
 
 
 def first_weights(base: Path, heads: tuple[str, ...], model: Transformer) -> Iterator[tuple[str, Tensor]]:

@@ -99,6 +99,27 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "llama2 finetune llama2-demo/run/model --data llama2-demo/world/train/tasks.jsonl --show 3 --dry-run",
         ),
     ),
+    "reward": (
+        "llama2.cli.reward:reward",
+        "Train a reward model on preference pairs.",
+        ("llama2 reward ./my-chat-model --data pairs.jsonl --out reward",),
+    ),
+    "dpo": (
+        "llama2.cli.dpo:dpo",
+        "Learn from preference pairs directly: DPO, IPO, KTO, ORPO, SimPO.",
+        (
+            "llama2 dpo ./my-chat-model --data pairs.jsonl --out dpo",
+            "llama2 dpo ./my-chat-model --data labelled.jsonl --loss kto --out kto",
+        ),
+    ),
+    "compare": (
+        "llama2.cli.compare:compare",
+        "Rate two models' answers blindly, or let a reward decide which wins.",
+        (
+            "llama2 compare ./my-chat-model dpo/model --prompts pairs.jsonl --out ratings.jsonl",
+            "llama2 compare ./my-chat-model dpo/model --prompts pairs.jsonl --n 200 --reward reward/model",
+        ),
+    ),
     "extend-vocabulary": (
         "llama2.cli.extend_vocabulary:extend_vocabulary",
         "Add pieces for another language or domain to a checkpoint.",
@@ -125,6 +146,9 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
 }
 """Name -> (where its function is, one line of help, examples)."""
+
+TRAINING = ("pretrain", "finetune", "reward", "dpo", "ppo", "grpo", "reject", "ghost", "safety", "demo")
+"""Commands that train for a while."""
 
 
 def make_app() -> App:
@@ -153,7 +177,7 @@ def epilogue(command: str) -> str:
 def main() -> None:
     """Run the command line and leave with its exit code."""
     arguments = sys.argv[1:]
-    if arguments[:1] in (["pretrain"], ["finetune"], ["demo"]) and "OMP_WAIT_POLICY" not in os.environ:
+    if arguments and arguments[0] in TRAINING and "OMP_WAIT_POLICY" not in os.environ:
         # Before PyTorch is loaded. By default its threads wait for each other in a busy loop, and then training on two
         # cores that one other process shares is ten times slower than on one core alone; to sleep at once costs a
         # quarter of the speed where nothing else runs. So they turn a short while (docs/log.md).

@@ -79,6 +79,11 @@ class Loader:
         return {}
 
     @property
+    def is_at_rest(self) -> bool:
+        """It always can be gone on from."""
+        return True
+
+    @property
     def state(self) -> dict[str, Any]:
         """Where the stream stands: the window being read, and how many of its rows were taken."""
         return {"mixture": deepcopy(self._window_state), "n_windows": self._n_windows, "n_taken": self._n_taken}

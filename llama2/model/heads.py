@@ -32,7 +32,8 @@ def add_heads(model: Transformer, *names: str) -> Transformer:
 
 def head_names(model: Transformer) -> tuple[str, ...]:
     """Return the names of the model's heads."""
-    return tuple(name for name, _ in model.heads.named_children()) if isinstance(model.heads, nn.ModuleDict) else ()
+    heads = getattr(model, "heads", None)
+    return tuple(name for name, _ in heads.named_children()) if isinstance(heads, nn.ModuleDict) else ()
 
 
 def read_head(model: Transformer, name: str, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B"]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,6 +57,14 @@ class World:
         tensor = torch.tensor(list(values), dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor, group=self.mesh.get_group("dp"))
         return tensor.tolist()
+
+    def gather(self, values: Sequence[Any]) -> list[Any]:
+        """Return the values of all data ranks, those of rank 0 first; every rank gets the same."""
+        if self.mesh is None or self.dp == 1:
+            return list(values)
+        parts: list[Any] = [None] * self.dp
+        dist.all_gather_object(parts, list(values), group=self.mesh.get_group("dp"))
+        return [value for part in parts for value in part]
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is up on any rank."""

@@ -51,9 +51,13 @@ def export_of(config: AdaptConfig, shape: ModelConfig, tokenizer: Tokenizer, lor
     """Return how the outcome is written: a model's folder, or an adapter's."""
     if lora is None:
         return partial(export_model, config=shape, tokenizer=tokenizer, dtype=config.dtype)
+    return partial(export_adapter, lora=lora, base=base_name(config), shape=shape, tokenizer=tokenizer)
+
+
+def base_name(config: AdaptConfig) -> str:
+    """Return what an adapter calls its base: a whole path, or a hub name."""
     local = Path(config.model).expanduser()
-    base = str(local.resolve()) if local.exists() else config.model
-    return partial(export_adapter, lora=lora, base=base, shape=shape, tokenizer=tokenizer)
+    return str(local.resolve()) if local.exists() else config.model
 
 
 def export_adapter(

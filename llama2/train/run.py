@@ -52,6 +52,11 @@ class Source(Protocol):
         """What there is to say of the last step besides its loss."""
         ...
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether its state says all that is needed to go on exactly; else a checkpoint waits for a later step."""
+        ...
+
     state: Any
     """Where the stream stands after the last step, as plain numbers for JSON; one that is given it goes on there."""
 
@@ -201,6 +206,7 @@ class Run:
             self._evaluate()
             self.before = dict(self.now)
             self.best, self.n_worse = None, 0  # what there was before is no outcome of this run
+        is_stopping = False
         while trainer.n_done < trainer.n_steps:
             began = time.perf_counter()
             step = trainer.step(self.source.step(), self.loss_fn, stop=bool(self.signal))
@@ -211,8 +217,11 @@ class Run:
                 self._rewind(step)
                 continue
             is_last = trainer.n_done == trainer.n_steps
-            is_saving = is_last or step.is_stopped
+            is_stopping |= step.is_stopped
+            is_saving = is_last or is_stopping
             is_saving |= due(trainer.n_done, config.save_every) and not step.skipped  # never what a bad step left
+            if not self.source.is_at_rest:
+                continue
             is_patient, best = True, self.best
             if self.judges and (is_saving or due(trainer.n_done, config.eval_every)):
                 is_patient = self._evaluate()
@@ -224,7 +233,7 @@ class Run:
             if not is_patient:
                 self.log.say(f"stopped early: {self.n_worse} evaluations without a better loss")
                 return True
-            if step.is_stopped:
+            if is_stopping:
                 return False
         return True
 

@@ -7,6 +7,7 @@
 Knows nothing of sets or files.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,7 +64,7 @@ class LabelledBatch:
         return LabelledBatch(self.rows.to(device), *(each.to(device, non_blocking=True) for each in rest))
 
 
-def lay_out(examples: Examples, numbers: np.ndarray) -> tuple[Batch, Int[Tensor, " B"]]:
+def lay_out(examples: Examples, numbers: Sequence[int] | np.ndarray) -> tuple[Batch, Int[Tensor, " B"]]:
     """Return examples as rows, each whole and alone, and where the last token of each stands.
 
     Padding is token 0 at position 0: so a row turns as it would alone, with a rotation that goes by its length too.

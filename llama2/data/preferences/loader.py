@@ -94,6 +94,11 @@ class PairLoader(Generic[BatchT]):
         """What there is to say of the last step besides its loss."""
         return {}
 
+    @property
+    def is_at_rest(self) -> bool:
+        """It always can be gone on from."""
+        return True
+
     def step(self) -> list[BatchT]:
         """Return this rank's micro-batches of the next step."""
         numbers = [self._next() for _ in range(self.batch_size)]

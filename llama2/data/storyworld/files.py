@@ -7,6 +7,7 @@ world/
          tasks.jsonl                                       {"instruction", "input", "output", "task", "language"}
          dialogues.jsonl                                   {"messages": [{"role", "content"}], "instruction", ...}
          preferences.jsonl                                 {"prompt", "chosen", "rejected", "rating", "kind", ...}
+         questions.jsonl                                   {"prompt", "kind", "language", "grading"}: to align by
          safety.jsonl                                      {"messages", "category", "vector", "is_unsafe", ...}
   heldout/                                                 the same, of stories that train never tells
   raw/   notes.txt  feed.jsonl.gz  crawl.warc.gz           the training stories as found on the web, dirty
@@ -22,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from llama2.data.storyworld import dialogues, preferences, safety
+from llama2.data.storyworld import dialogues, preferences, questions, safety
 from llama2.data.storyworld.raw import Dirt, write_raw
 from llama2.data.storyworld.readers import page
 from llama2.data.storyworld.stories import Split, Story, stories
@@ -79,6 +80,8 @@ def _write_split(folder: Path, split: Split, n: int, seed: int, n_turns: int | N
         create("dialogues.jsonl").writelines(line(dialogues.record(each)) for each in talks)
         pairs = preferences.preferences(seed, n, split=split)
         create("preferences.jsonl").writelines(line(preferences.record(each)) for each in pairs)
+        asked = questions.questions(seed, n, split=split)
+        create("questions.jsonl").writelines(line(each.line) for each in asked)
         requests = safety.safety_requests(seed, n, split=split)
         create("safety.jsonl").writelines(line(safety.record(each)) for each in requests)
 

@@ -33,6 +33,8 @@ MOST_TRIES = 12
 """Corruptions tried for a rating that is drawn first, so that all four are about as frequent."""
 SAFE_SHARE = 0.25
 """How often a pair is about safety."""
+N_TURNS = (1, 4)
+"""Fewest and most turns of the conversations that are judged: long ones say little more, and are read twice."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def preference(seed: int, index: int, *, split: Split = "train") -> Preference:
     rng = random.Random(f"preference/{seed}/{split}/{index}")
     if rng.random() < SAFE_SHARE:
         return _about_safety(rng, safety_request(seed, index, split=split))
-    found = dialogue(seed, index, split=split)
+    found = dialogue(seed, index, split=split, n_turns=rng.randint(*N_TURNS))
     which = 0 if rng.random() < 0.3 else rng.randrange(len(found.turns))
     turn = found.turns[which]
     wanted, n_tries = rng.choice(list(RATINGS)), 0

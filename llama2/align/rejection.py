@@ -1,0 +1,251 @@
+"""Rejection sampling fine-tuning in rounds: sample, keep the best, learn it, begin again.
+
+    round v   [pairs of the current model, labelled -> reward model trained on]           arXiv:2307.09288 sec. 3.2.3
+              temperature chosen anew -> K answers to each prompt -> the best by the reward model
+              the best of this and of all earlier rounds -> fine-tuning, from the first model on
+
+OUT/
+  round-1/ temperature.json  samples.jsonl  best.jsonl  curve.json  curve.png  run/model
+  round-2/ ...
+  rounds.json                                                       what each round was
+  model -> the last round's
+
+Whatever is there is not made again, so a loop that was stopped goes on.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from llama2.align.curves import curve_of, draw_curve
+from llama2.align.label import label_pairs
+from llama2.align.rejection_config import RejectConfig
+from llama2.align.reward import train_reward
+from llama2.align.reward_config import RewardConfig
+from llama2.align.rollout import Prompts, Sampled, Sampling, rewarded, sample
+from llama2.align.scoring import Reward
+from llama2.align.task import reward_of
+from llama2.data.dialogues.prompts import AskedPrompt, read_prompts
+from llama2.errors import ConfigError, TrainingError
+from llama2.files.staging import make_parent, staged_file
+from llama2.llm import load
+from llama2.train.adapt_config import AdaptConfig
+from llama2.train.finetune import finetune
+from llama2.train.finetune_config import FinetuneConfig
+from llama2.train.pretrain import out_of
+
+AT_ONCE = 64
+"""Prompts whose answers are written to the file together."""
+
+
+def reject(config: RejectConfig) -> Path:
+    """Do all rounds; return the folder of the last model. Raises Llama2Error."""
+    config.check()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("llama2 reject runs as one process; its fine-tuning alone can be split: llama2 finetune")
+    out, console = out_of(config), Console(stderr=True, highlight=False, soft_wrap=True)
+    claim(out, config)
+    asked = [each for path in config.prompts for each in read_prompts(path)]
+    model, reward = config.model, config.reward
+    for number in range(1, config.n_rounds + 1):
+        folder = out / f"round-{number}"
+        folder.mkdir(exist_ok=True)
+        if config.pairs_judge is not None and number > 1:
+            reward = retrained(config, asked, model, reward, folder, console)
+        console.print(f"round {number}: {model} answers, {reward} judges")
+        choose(config, number, asked, model, reward, folder, console)
+        model = str(learnt(config, out, number))
+    write_rounds(out, config.n_rounds, console)
+    target = out / "model"
+    if target.exists():
+        shutil.rmtree(target)
+    shutil.copytree(model, target)
+    console.print(f"wrote {target}")
+    return target
+
+
+def claim(out: Path, config: RejectConfig) -> None:
+    """Make the folder, or take it over. Raises TrainingError where it is another loop's."""
+    usual = config.model_dump(mode="json")
+    said = {name: usual[name] for name in config.KEPT}
+    path = out / "loop.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        differing = next((name for name in said if before.get(name) != said[name]), None)
+        if not config.resume:
+            raise TrainingError(f"out={out} holds a loop already; add --resume to go on with it, or name a new folder")
+        if differing is not None:
+            raise TrainingError(
+                f"out={out} was begun with {differing}={before.get(differing)}, not {said[differing]}; set it back, or "
+                "name a new folder"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise TrainingError(f"out={out} is not empty; name a new folder")
+    make_parent(path)
+    path.write_text(json.dumps(said, indent=1) + "\n")
+
+
+def choose(
+    config: RejectConfig,
+    number: int,
+    asked: Sequence[AskedPrompt],
+    model: str,
+    reward: str,
+    folder: Path,
+    console: Console,
+) -> None:
+    """Write K answers to each prompt of a round, the best of each, and the curve of rewards against K."""
+    if (folder / "curve.png").exists():
+        return
+    llm = load(model)
+    some = drawn(asked, config.n_prompts, seed=config.seed + number)
+    judge = reward_of(config.reward if reward == config.reward else reward, config.safety_reward, some, llm.tokenizer)
+    prompts = Prompts(
+        [each.messages for each in some],
+        llm.tokenizer,
+        context_length=llm.config.context_length,
+        max_new_tokens=config.max_new_tokens,
+        chat_format=config.chat_format,
+        too_long=config.too_long,
+    )
+    answer = partial(_answers, config, llm.model, prompts, judge, config.seed * 1_000 + number)
+    temperature = tuned(config, answer, len(prompts), folder, console)
+    samples = folder / "samples.jsonl"
+    kept = _whole_groups(samples, config.n_samples)
+    with samples.open("w", encoding="utf-8") as file:
+        file.writelines(line(each) for each in kept)
+        begin = len(kept) // config.n_samples
+        for at in track(
+            range(begin, len(prompts), AT_ONCE), "sampling", console=console, disable=not console.is_terminal
+        ):
+            found = answer(range(at, min(at + AT_ONCE, len(prompts))), temperature)
+            file.writelines(line(record(prompts, each)) for each in found)
+            file.flush()
+    records = read_lines(samples)
+    groups = [records[at : at + config.n_samples] for at in range(0, len(records), config.n_samples)]
+    best = [max(group, key=lambda each: each["reward"]) for group in groups]
+    write_lines(folder / "best.jsonl", best)
+    curve = curve_of(np.array([[each["reward"] for each in group] for group in groups]))
+    (folder / "curve.json").write_text(json.dumps({"temperature": temperature, **curve}, indent=1) + "\n")
+    (folder / "curve.png").write_bytes(draw_curve(curve))
+    mean, most = curve["mean"], curve["max"][-1]
+    console.print(f"temperature {temperature:g}: mean reward {mean:.3f}, best of {config.n_samples} {most:.3f}")
+
+
+def _answers(
+    config: RejectConfig, model, prompts: Prompts, judge: Reward, seed: int, numbers: Sequence[int], temperature: float
+) -> list[Sampled]:
+    sampling = Sampling(config.max_new_tokens, temperature, max_batch=64)
+    return rewarded(sample(model, prompts, numbers, sampling, n=config.n_samples, seed=seed), prompts, judge)
+
+
+def tuned(config: RejectConfig, answer, n_prompts: int, folder: Path, console: Console) -> float:
+    """Return the temperature at which the best of K is best, on a few prompts."""
+    path = folder / "temperature.json"
+    if len(config.temperatures) == 1:
+        return config.temperatures[0]
+    if not path.exists():
+        found = {}
+        for temperature in config.temperatures:
+            rewards = np.array([each.reward for each in answer(range(min(config.n_tuning, n_prompts)), temperature)])
+            found[str(temperature)] = float(rewards.reshape(-1, config.n_samples).max(1).mean())
+        path.write_text(json.dumps(found) + "\n")
+    found = json.loads(path.read_text())
+    told = ", ".join(f"{temperature} {reward:.3f}" for temperature, reward in found.items())
+    console.print(f"reward of the best of {config.n_samples} by temperature: {told}")
+    return float(max(found, key=found.__getitem__))
+
+
+def drawn(asked: Sequence[AskedPrompt], n: int, *, seed: int) -> list[AskedPrompt]:
+    """Return n of the prompts, drawn evenly."""
+    order = np.random.default_rng((seed, 7)).permutation(len(asked))[:n]
+    return [asked[i] for i in order]
+
+
+def learnt(config: RejectConfig, out: Path, number: int) -> Path:
+    """Fine-tune the first model on the best answers so far; return the new model's folder."""
+    run = out / f"round-{number}" / "run"
+    if not (run / "model").exists():
+        first = 1 if config.keep_earlier else number
+        data = tuple(out / f"round-{each}" / "best.jsonl" for each in range(first, number + 1))
+        shared = {name: getattr(config, name) for name in AdaptConfig.model_fields if name in config.model_fields_set}
+        shared |= dict(batch_size=config.batch_size, n_epochs=config.n_epochs) if config.max_steps is None else {}
+        own: dict[str, Any] = dict(data=data, out=run, resume=True, data_format="prompt-completion", too_long="drop")
+        if config.replay and config.replay_share:
+            own |= dict(replay=config.replay, replay_share=config.replay_share)
+        outcome = finetune(FinetuneConfig(**{**shared, **own}))
+        if outcome.stopped_by:
+            raise TrainingError(f"stopped in round {number}; the same command with --resume goes on")
+    return run / "model"
+
+
+def retrained(
+    config: RejectConfig, asked: Sequence[AskedPrompt], model: str, reward: str, folder: Path, console: Console
+) -> str:
+    """Label pairs of the current model's answers, and train the reward model on with them; return its folder."""
+    pairs = folder / "pairs.jsonl"
+    assert config.pairs_judge is not None
+    if not pairs.exists():
+        number = int(folder.name.removeprefix("round-"))
+        some = drawn(asked, config.n_prompts, seed=config.seed + 500 + number)
+        n = label_pairs(config, some, model, pairs, seed=config.seed * 1_000 + 500 + number)
+        console.print(f"{n:,} pairs of {model} labelled by {config.pairs_judge}")
+    run = folder / "reward"
+    if not (run / "model").exists():
+        earlier = sorted(folder.parent.glob("round-*/pairs.jsonl"))
+        settings = dict(model=reward, data=(*config.pairs, *earlier), out=run, resume=True, too_long="drop")
+        shared = {name: getattr(config, name) for name in ("dtype", "seed", "device", "micro_batch_size")}
+        outcome = train_reward(RewardConfig(**{**settings, **shared}))  # pyright: ignore[reportArgumentType]
+        if outcome.stopped_by:
+            raise TrainingError("stopped while the reward model was trained; the same command with --resume goes on")
+    return str(run / "model")
+
+
+def write_rounds(out: Path, n_rounds: int, console: Console) -> None:
+    """Write and print what each round was."""
+    rounds = [json.loads((out / f"round-{number}" / "curve.json").read_text()) for number in range(1, n_rounds + 1)]
+    (out / "rounds.json").write_text(json.dumps(rounds, indent=1) + "\n")
+    for number, each in enumerate(rounds, 1):
+        console.print(f"round {number}: mean reward {each['mean']:.3f}, best of {each['k'][-1]} {each['max'][-1]:.3f}")
+
+
+def record(prompts: Prompts, each: Sampled) -> dict[str, Any]:
+    """Return an answer as a line of a file to fine-tune on."""
+    asked = [asdict(message) for message in prompts.conversations[each.number]]
+    return {"prompt": asked, "completion": each.text, "reward": each.reward, "is_cut": each.is_cut}
+
+
+def line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file; a last line that a kill cut short is left out."""
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return found
+
+
+def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write a file of records; it has its name only once it is whole. An empty answer is nothing to learn."""
+    with staged_file(path) as temporary:
+        temporary.write_text("".join(line(each) for each in records if each["completion"]), encoding="utf-8")
+
+
+def _whole_groups(path: Path, k: int) -> list[dict[str, Any]]:
+    found = read_lines(path)
+    return found[: len(found) // (k * AT_ONCE) * k * AT_ONCE]
