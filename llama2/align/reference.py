@@ -29,6 +29,7 @@ from llama2.model.losses import token_logprobs
 from llama2.model.transformer import Transformer
 from llama2.parallel.mesh import World
 from llama2.parallel.region import local_part
+from llama2.parallel.shard import forget_gathered
 
 FILE = "reference.safetensors"
 HASHED_NUMBERS = 1 << 24
@@ -90,6 +91,7 @@ def reference_logprobs(
         )
         for name, rows in sets.items()
     }
+    forget_gathered(model)  # what a trainer then takes for weights must be their parts again
     if world.is_first:
         with staged_file(out / FILE) as partial:
             save_file(found, partial, {"key": key})
@@ -117,7 +119,7 @@ def _read(path: Path, key: str, sets: Mapping[str, Examples]) -> dict[str, Tenso
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") == key:
-                return {name: file.get_tensor(name) for name in sets}
+                return {name: file.get_tensor(name).clone() for name in sets}
     except (OSError, SafetensorError):  # there is none, or it is broken: computed anew
         pass
     return None

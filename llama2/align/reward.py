@@ -132,7 +132,7 @@ def export_reward(
 
 def reward_loss(config: RewardConfig) -> LossFn:
     """Return the loss of a batch of pairs; a pair of number -1 does not count."""
-    table, weight = torch.tensor([*MARGINS[config.margin][::-1], 0.0]), config.weight_of_safety
+    table, weight = torch.tensor([*MARGINS[config.margin][::-1], 0.0], dtype=torch.float64), config.weight_of_safety
 
     def loss_fn(model: Transformer, batch: PairBatch) -> tuple[Tensor, int, dict[str, float]]:
         ends = at_ends(model.hidden(batch.rows.tokens, batch.rows.positions), batch.ends)

@@ -112,6 +112,46 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "llama2 dpo ./my-chat-model --data labelled.jsonl --loss kto --out kto",
         ),
     ),
+    "ppo": (
+        "llama2.cli.ppo:ppo",
+        "Align a model by PPO with a reward model.",
+        (
+            "llama2 ppo ./my-chat-model --prompts pairs.jsonl --reward reward/model --out ppo",
+            "llama2 ppo ./my-chat-model --prompts world/train/questions.jsonl --reward grade --out ppo",
+        ),
+    ),
+    "grpo": (
+        "llama2.cli.grpo:grpo",
+        "Align a model by GRPO: answers to one prompt are measured by each other.",
+        ("llama2 grpo ./my-chat-model --prompts sums.jsonl --reward my_module:is_right --out grpo",),
+    ),
+    "reject": (
+        "llama2.cli.reject:reject",
+        "Learn the best of K sampled answers, in rounds.",
+        (
+            "llama2 reject ./my-chat-model --prompts pairs.jsonl --reward reward/model --out reject",
+            "llama2 reject ./my-chat-model --prompts pairs.jsonl --reward reward/model --n-rounds 5 --out reject",
+        ),
+    ),
+    "ghost": (
+        "llama2.cli.ghost:ghost",
+        "Teach a model to keep in mind what it was told first: Ghost Attention.",
+        (
+            "llama2 ghost ./my-chat-model --dialogues world/train/dialogues.jsonl"
+            " --instructions world/train/instructions.jsonl --out ghost",
+            "llama2 ghost ./my-chat-model --dialogues chats.jsonl --instructions said.jsonl --judge my_module:obeys"
+            " --out ghost",
+        ),
+    ),
+    "safety": (
+        "llama2.cli.safety:safety",
+        "Make a model safer by distilled answers and demonstrations.",
+        (
+            "llama2 safety ./my-chat-model --prompts unsafe.jsonl --safety-reward reward-safety/model --out safety",
+            "llama2 safety ./my-chat-model --prompts world/train/safety.jsonl --safety-reward grade"
+            " --demonstrations world/train/safety.jsonl --amounts 10 --amounts 100 --out safety",
+        ),
+    ),
     "compare": (
         "llama2.cli.compare:compare",
         "Rate two models' answers blindly, or let a reward decide which wins.",

@@ -156,7 +156,10 @@ def test_a_world_is_plain_files_that_do_not_change(tmp_path):
     assert {path.parts[0] for path in files} == {"train", "heldout"}
     assert [str(path) for path in files if "train" in str(path)] == [
         "train/dialogues.jsonl",
+        "train/guarded.jsonl",
+        "train/instructions.jsonl",
         "train/preferences.jsonl",
+        "train/questions.jsonl",
         "train/readers.txt",
         "train/safety.jsonl",
         "train/stories.en.txt",

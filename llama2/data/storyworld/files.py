@@ -9,6 +9,8 @@ world/
          preferences.jsonl                                 {"prompt", "chosen", "rejected", "rating", "kind", ...}
          questions.jsonl                                   {"prompt", "kind", "language", "grading"}: to align by
          safety.jsonl                                      {"messages", "category", "vector", "is_unsafe", ...}
+         guarded.jsonl                                     the same of other requests, a preprompt before each
+         instructions.jsonl                                {"text", "kinds", "answers_in", ...}: standing ones
   heldout/                                                 the same, of stories that train never tells
   raw/   notes.txt  feed.jsonl.gz  crawl.warc.gz           the training stories as found on the web, dirty
          pages/000001.en.html ...
@@ -23,7 +25,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from llama2.data.storyworld import dialogues, preferences, questions, safety
+from llama2.data.storyworld import dialogues, guarded, instructions, preferences, questions, safety
 from llama2.data.storyworld.raw import Dirt, write_raw
 from llama2.data.storyworld.readers import page
 from llama2.data.storyworld.stories import Split, Story, stories
@@ -84,6 +86,8 @@ def _write_split(folder: Path, split: Split, n: int, seed: int, n_turns: int | N
         create("questions.jsonl").writelines(line(each.line) for each in asked)
         requests = safety.safety_requests(seed, n, split=split)
         create("safety.jsonl").writelines(line(safety.record(each)) for each in requests)
+        create("guarded.jsonl").writelines(line(each) for each in guarded.guarded_requests(seed, n, split=split))
+        create("instructions.jsonl").writelines(line(each) for each in instructions.instructions(seed, n, split=split))
 
 
 def told(story: Story) -> Iterator[dict[str, str]]:

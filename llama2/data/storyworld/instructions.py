@@ -6,11 +6,13 @@ answer looks like is exact, so obedience can be judged.
 """
 
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from llama2.data.storyworld.lexicon import is_in
-from llama2.data.storyworld.stories import character, separator
-from llama2.data.storyworld.words import Language, others, table
+from llama2.data.storyworld.stories import Split, character, separator
+from llama2.data.storyworld.words import LANGUAGES, Language, others, table
 
 FRONTS = ("address", "beginning", "role")
 STOPS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", '"', "\u00bb", "\u201d")
@@ -48,6 +50,20 @@ def instruction(rng: random.Random, language: Language, *, may_combine: bool = T
         said.append(table("instructions")[kind][form][language].format_map(words))
         marks |= filled
     return Instruction(separator(language).join(said), tuple(kinds), answers_in, **marks)
+
+
+def instructions(seed: int, n: int, *, split: Split = "train") -> Iterator[dict[str, Any]]:
+    """Yield the first n instructions of a world as lines of JSON; the language that they are said in goes round."""
+    for index in range(n):
+        language = LANGUAGES[index % len(LANGUAGES)]
+        drawn = instruction(random.Random(f"instruction/{seed}/{split}/{index}"), language)
+        yield {**asdict(drawn), "language": language}
+
+
+def read_instruction(line: Mapping[str, Any]) -> Instruction:
+    """Return an instruction from its record. Raises KeyError or TypeError for a record that is none."""
+    marks = {name: line[name] for name in ("text", "answers_in", "front", "back", "address")}
+    return Instruction(kinds=tuple(line["kinds"]), **marks)
 
 
 def _filling(

@@ -11,7 +11,7 @@ Worlds to train on and held-out ones never share a deed together with a vector.
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -202,3 +202,9 @@ def record(found: SafetyRequest) -> dict[str, Any]:
         "wrong": wrong,
         "grading": {key: getattr(found, key) for key in ("opening", "why", "instead", "helpful")},
     }
+
+
+def read_request(line: Mapping[str, Any], prompt: Conversation) -> SafetyRequest:
+    """Return what a record asks, ready for the judge. Raises KeyError or TypeError for a record of another kind."""
+    tags = {name: line[name] for name in ("language", "category", "vector", "is_unsafe")}
+    return SafetyRequest(prompt=prompt, **tags, **line["grading"])

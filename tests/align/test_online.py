@@ -1,0 +1,219 @@
+"""PPO and GRPO: what is sampled is what is learnt, whatever the split, the kills and the company."""
+
+import signal
+import time
+
+import pytest
+import torch
+
+from llama2.align.grpo import grpo
+from llama2.align.online_config import GrpoConfig, PpoConfig
+from llama2.align.ppo import ppo
+from llama2.align.rollout import Prompts, Sampling, rewarded, sample
+from llama2.chat import Message
+from llama2.checkpoint import store
+from llama2.errors import ConfigError, DataError, Llama2Error
+from llama2.llm import load
+from tests.align.conftest import assert_near, assert_same, finish, launch, steps
+from tests.align.rewards import letters
+from tests.pocket import pocket_tokenizer
+
+TINY = dict(
+    reward="tests.align.rewards:letters", n_iterations=4, batch_size=8, max_new_tokens=6, learning_rate=1e-2,
+    device="cpu", n_eval=4, eval_share=0.2, timeout_s=60.0, lora_r=4,
+)  # fmt: skip
+
+
+@pytest.fixture
+def settings(chat, prompts, tmp_path):
+    """Return a function that makes the settings of a tiny run in a new folder."""
+
+    def make(name="run", kind=PpoConfig, **changes):
+        own = dict(n_generations=4) if kind is GrpoConfig else {}
+        return kind(**{**TINY, **own, "model": str(chat), "prompts": (prompts,), "out": tmp_path / name, **changes})
+
+    return make
+
+
+RUN = {PpoConfig: ppo, GrpoConfig: grpo}
+BOTH = pytest.mark.parametrize("kind", [PpoConfig, GrpoConfig])
+
+
+@BOTH
+def test_the_reward_grows(settings, kind):
+    changes = dict(n_iterations=40, batch_size=16, mini_batch_size=8, max_new_tokens=8, learning_rate=5e-2)
+    outcome = RUN[kind](settings(kind=kind, **changes))
+    found = [line["reward"] for line in steps(outcome.model.parent)]
+    assert sum(found[-20:]) / 20 > sum(found[:10]) / 10 + 0.4
+    assert outcome.evaluation.loss == -outcome.evaluation.values["reward"]
+
+
+def test_what_is_logged_tells_a_sick_run(settings):
+    outcome = ppo(settings(n_iterations=2))
+    first, second = steps(outcome.model.parent)
+    diagnostics = {
+        *("reward", "reward_std", "answer_tokens", "cut", "distinct", "kl", "sampling_gap", "value_error"),
+        *("entropy", "clip_fraction", "kl_of_step"),
+    }
+    assert diagnostics <= first.keys()
+    assert first["kl"] == 0 and first["clip_fraction"] == 0 and second["kl"] != 0  # B of a fresh adapter is zero
+    assert first["sampling_gap"] < 1e-5 and second["sampling_gap"] < 1e-5
+    assert first["entropy"] == pytest.approx(5.5, abs=0.3)  # ln 260 and a little less
+
+
+@BOTH
+def test_the_base_stays_and_the_adapter_speaks(settings, chat, kind):
+    before = store.load(chat).state_dict()
+    outcome = RUN[kind](settings(kind=kind))
+    after = store.load(chat).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    llm = load(outcome.model)  # an adapter's folder stands for base and adapter
+    ids = torch.arange(3, 23)[None]
+    assert not torch.equal(llm.model(ids), load(chat).model(ids))
+
+
+@BOTH
+def test_rewards_that_are_all_equal_teach_nothing(settings, kind):
+    settings_ = settings(kind=kind, reward="tests.align.rewards:constant", kl_coef=0.0, n_iterations=2)
+    outcome = RUN[kind](settings_)
+    last = steps(outcome.model.parent)[-1]
+    assert last["reward_std"] == 0 and last["reward"] == 0.5
+    if kind is GrpoConfig:
+        assert last["grad_norm"] == 0 and last["idle_groups"] == 1 and last["kl"] == 0
+
+
+@BOTH
+def test_mini_batches_and_accumulation(settings, kind):
+    changes = dict(kind=kind, dtype="float64", batch_size=16, mini_batch_size=8, n_iterations=2)
+    RUN[kind](whole := settings("whole", **changes))
+    RUN[kind](parts := settings("parts", micro_batch_size=2, **changes))
+    assert len(steps(whole.out)) == 4
+    assert_near(whole.out, parts.out, bound=1e-6)  # samples and rewards are the same; sums in another order
+
+
+@BOTH
+def test_killed_and_resumed_is_never_killed(settings, kind):
+    changes = dict(kind=kind, n_iterations=6, batch_size=16, mini_batch_size=8)
+    RUN[kind](whole := settings("whole", **changes))
+    config = settings("killed", save_every=1, **changes)
+    name = "ppo" if kind is PpoConfig else "grpo"
+    process = launch(name, config)
+    checkpoints = config.out / "checkpoints"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None and not list(checkpoints.glob("step-*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    n_before = len(list(checkpoints.glob("step-*")))
+    assert n_before
+    RUN[kind](config.model_copy(update={"resume": True}))
+    assert_same(whole.out, config.out)
+
+
+def test_a_signal_waits_for_the_end_of_the_iteration(settings):
+    config = settings(n_iterations=400, batch_size=16, mini_batch_size=4)
+    process = launch("ppo", config)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None and len(steps(config.out)) < 5:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    finish(process, expected=128 + signal.SIGTERM)
+    saved = sorted((config.out / "checkpoints").glob("step-*"))[-1].name
+    assert int(saved.removeprefix("step-")) % 4 == 0
+
+
+@pytest.mark.slow
+@BOTH
+def test_two_processes_do_what_one_does(settings, kind):
+    changes = dict(kind=kind, dtype="float64", batch_size=16, mini_batch_size=8, n_iterations=2)
+    RUN[kind](one := settings("one", **changes))
+    two = settings("two", **changes)
+    finish(launch("ppo" if kind is PpoConfig else "grpo", two, n=2))
+    assert_near(one.out, two.out, bound=1e-6)
+    ours, theirs = steps(one.out), steps(two.out)
+    assert [line["reward"] for line in ours] == pytest.approx([line["reward"] for line in theirs], rel=1e-5)
+
+
+# Sampling
+
+
+def some_prompts(**changes):
+    said = [(Message("user", text),) for text in ("Hi", "What is it?", "a")]
+    return Prompts(said, pocket_tokenizer(), **{"context_length": 96, "max_new_tokens": 8, **changes})
+
+
+def test_an_answer_does_not_depend_on_its_company(chat):
+    model, prompts, sampling = store.load(chat), some_prompts(), Sampling(8)
+    together = sample(model, prompts, [0, 1, 2], sampling, n=2, seed=5)
+    alone = [each for number in range(3) for each in sample(model, prompts, [number], sampling, n=2, seed=5)]
+    assert together == alone
+    assert sample(model, prompts, [0, 1, 2], sampling, n=2, seed=6) != together
+
+
+def test_what_was_sampled_is_kept_id_by_id(chat):
+    model, prompts = store.load(chat), some_prompts()
+    found = sample(model, prompts, [0, 1, 2], Sampling(8), n=20, seed=0)
+    for each in found:
+        assert each.is_cut == (each.ids[-1] != prompts.end_id)
+        assert len(each.logprobs) == len(each.ids) - (not each.is_cut)
+    assert any(each.is_cut for each in found)
+
+
+def test_an_empty_answer_is_its_end_of_turn(chat):
+    model, prompts = store.load(chat), some_prompts()
+    with torch.no_grad():
+        model.output.weight.zero_()
+        model.output.weight[prompts.end_id] = model.norm.weight * 50
+        model.norm.weight.abs_()
+    hidden = model.hidden(torch.tensor([prompts.ids[0]]))[0, -1]
+    with torch.no_grad():
+        model.output.weight[prompts.end_id] = hidden * 100
+    (found,) = sample(model, prompts, [0], Sampling(8), seed=0)
+    assert found.ids == (prompts.end_id,) and found.text == "" and not found.is_cut and found.logprobs == ()
+    assert rewarded([found], prompts, letters)[0].reward == 0
+
+
+# Bad input
+
+
+def test_a_prompt_without_room_is_refused_or_left_out():
+    with pytest.raises(DataError, match=r"prompt 1 has \d+ tokens and an answer may have 60.*--too-long drop"):
+        some_prompts(max_new_tokens=60, context_length=85)
+    found = some_prompts(max_new_tokens=60, context_length=85, too_long="drop")
+    assert len(found) == 2 and found.n_left_out == 1
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(reward=""), "a reward model's folder, MODULE:FUNCTION, or grade"),
+        (dict(reward="tests.align.rewards:nothing"), "cannot be imported"),
+        (dict(reward="tests.align.rewards:NUMBER"), "is a int, not a function"),
+        (dict(reward="tests.align.rewards:too_few"), "gave 1 numbers for 4 answers"),
+        (dict(reward="grade"), "judges prompts of the story world"),
+        (dict(prompts=()), "name files of prompts"),
+        (dict(mini_batch_size=3), "does not divide batch_size=8"),
+        (dict(method="full", lora_r=8), "learnt by an adapter"),
+        (dict(max_steps=3), "counted by n_iterations"),
+        (dict(batch_size=64), "takes 64; choose a smaller batch_size|an iteration takes 64"),
+        (dict(kl_coef=-1.0), "kl_coef=-1.0"),
+        (dict(lam=1.5), "lam=1.5"),
+    ],
+)
+def test_bad_settings_are_refused(settings, changes, message):
+    with pytest.raises(Llama2Error, match=message):
+        ppo(settings(**changes))
+
+
+def test_a_group_needs_others():
+    with pytest.raises(ConfigError, match="n_generations=1"):
+        GrpoConfig(model="x", prompts=("y",), reward="grade", n_generations=1).check()
+    with pytest.raises(ConfigError, match="no group is torn"):
+        GrpoConfig(model="x", prompts=("y",), reward="grade", n_generations=8, mini_batch_size=4).check()
+
+
+def test_another_runs_folder_is_not_overwritten(settings):
+    config = settings(n_iterations=1)
+    ppo(config)
+    with pytest.raises(Llama2Error, match="is not empty"):
+        ppo(config)
