@@ -56,8 +56,9 @@ class DpoConfig(AdaptConfig):
     batch_size: int = 32
     """Pairs per optimizer step, with kto answers, over all micro-batches and processes."""
     learning_rate: float = 5e-5
-    """At the peak of the schedule; for an adapter about ten times what is usual for all weights, where 5e-7 (the DPO
-    authors' own code) to 1e-5 (Llama 3) are. With full 5e-7 if not given."""
+    """At the peak of the schedule; with full 5e-7, as in the DPO authors' own code, if not given (Llama 3: 1e-5)."""
+    weight_decay: float = 0.0
+    """Of matrices."""
     warmup_share: float = 0.1
     """Share of the steps in which the learning rate rises from zero, at least 5 steps; warmup_steps goes before."""
 

@@ -107,8 +107,8 @@ def examples(
     console.print(f"{len(found):,} examples from {len(dialogues):,} dialogues{obedient}{left_out}")
     if not found:
         raise DataError(
-            f"no answer of {config.model} is fit to learn{left_out}; give answers and dialogues more room (max_new_tokens="
-            f"{config.max_new_tokens}, shorter dialogues), or a model that knows more"
+            f"no answer of {config.model} is fit to learn{left_out}; give answers and dialogues more room "
+            f"(max_new_tokens={config.max_new_tokens}, shorter dialogues), or a model that knows more"
         )
     return found
 

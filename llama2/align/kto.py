@@ -24,7 +24,7 @@ from torch import Tensor
 
 from llama2.align.dpo_config import DpoConfig
 from llama2.align.losses import Numbers, kto_loss, per_row
-from llama2.align.pair_data import divided, read_all, reading_of
+from llama2.align.pair_data import divided, left_out_of, read_all, reading_of
 from llama2.data.dialogues.files import find, records
 from llama2.data.examples import Examples, concatenated
 from llama2.data.preferences.batch import LabelledBatch, lay_out
@@ -55,13 +55,22 @@ def open_answers(
 
     def read(path: Path, share: float) -> tuple[LabelledSet, LabelledSet | None]:
         if holds_pairs(path):
-            parts = divided(read_pair_set(path, tokenizer, **reading), share, seed=config.seed)
-            kept, some = (None if part is None else one_by_one(part) for part in parts)
+            pairs = read_pair_set(path, tokenizer, **reading)
+            found = one_by_one(pairs)
+            kept, some = (
+                None if each is None else one_by_one(each) for each in divided(pairs, share, seed=config.seed)
+            )
         else:
-            kept, some = divided(read_labelled_set(path, tokenizer, **reading), share, seed=config.seed)
+            found = read_labelled_set(path, tokenizer, **reading)
+            kept, some = divided(found, share, seed=config.seed)
+        n_good = int(found.is_good.sum())
+        console.print(
+            f"{path}: {len(found):,} answers, {found.n_tokens:,} tokens; {n_good:,} good, {len(found) - n_good:,} bad"
+            f"{left_out_of(found)}",
+            markup=False,
+            soft_wrap=True,
+        )
         assert kept is not None
-        n_good, n = (sum(int(each.is_good.sum()) for each in (kept, some) if each), len(kept) + len(some or ()))
-        console.print(f"{path}: {n:,} answers, {n_good:,} good, {n - n_good:,} bad", markup=False, soft_wrap=True)
         return kept, some
 
     kept, aside = read_all(config, read)

@@ -97,8 +97,11 @@ def told(found: PairSet) -> str:
     """Return what a set holds, as people read it."""
     rated = {name: int((found.ratings == code).sum()) for name, code in RATINGS.items()}
     ratings = ", ".join(f"{n:,} {name}" for name, n in rated.items() if n) or "no ratings"
-    left_out = "".join(f", {n:,} left out ({why})" for why, n in found.left_out.items())
-    return f"{len(found):,} pairs, {found.n_tokens:,} tokens; {ratings}{left_out}"
+    return f"{len(found):,} pairs, {found.n_tokens:,} tokens; {ratings}{left_out_of(found)}"
+
+
+def left_out_of(found: JudgedSet) -> str:
+    return "".join(f", {n:,} left out ({why})" for why, n in found.left_out.items())
 
 
 def mixed(pairs: PairSet, mix: str, *, seed: int) -> PairSet:

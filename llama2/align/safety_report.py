@@ -154,22 +154,23 @@ def tables(before: Line, after: Line) -> list[Table]:
     found = [over_all]
     for key in ("category", "vector"):
         groups = ("unsafe", "borderline")
-        columns = [f"{group} {when}" for group in groups for when in ("before", "after")]
+        columns = ["unsafe: before", "after", "borderline: before", "after"]
         table = Table(f"refused, by {key}", *columns, box=None, header_style="bold", pad_edge=False)
         for tag, some in before[f"by_{key}"].items():
-            cells = [told(each[group]) for group in groups for each in (some, after[f"by_{key}"][tag])]
+            cells = [told(each[group], digits=0) for group in groups for each in (some, after[f"by_{key}"][tag])]
             table.add_row(tag, *cells)
         if before[f"by_{key}"]:
             found.append(table)
     return found
 
 
-def told(value: Line | float | None) -> str:
+def told(value: Line | float | None, *, digits: int = 1) -> str:
     if value is None:
         return "-"
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return f"{100 * value['share']:.1f} % ({100 * value['low']:.1f} to {100 * value['high']:.1f})"
+    if isinstance(value, dict):
+        share, low, high = (f"{100 * value[name]:.{digits}f}" for name in ("share", "low", "high"))
+        return f"{share} % ({low} to {high})"
+    return f"{value:.3f}"
 
 
 def draw_curves(curves: Sequence[Line]) -> bytes:

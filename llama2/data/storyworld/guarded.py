@@ -2,7 +2,7 @@
 
 A model of billions of weights takes care when told to (arXiv:2307.09288 sec. 4.2.4); one that has read little stories
 must first learn what such words mean. One that is fine-tuned on these is safe with a preprompt, and without one as
-safe as it was. None of the requests stands in safety.jsonl; their deeds and vectors do.
+safe as it was. The requests are drawn apart from those of safety.jsonl, of the same deeds and vectors.
 """
 
 import random

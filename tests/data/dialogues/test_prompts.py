@@ -75,7 +75,7 @@ def test_kinds_may_be_mixed(write):
 
 REFUSED = [
     ('{"prompt": ', "prompts.jsonl:2: broken JSON"),
-    ({"promt": "Hi"}, "prompts.jsonl:2: nothing is asked: the keys are 'promt', did you mean 'prompt'?"),
+    ({"prompts": "Hi"}, "prompts.jsonl:2: nothing is asked: the keys are 'prompts', did you mean 'prompt'?"),
     ({"text": "Once upon a time"}, "prompts.jsonl:2: nothing is asked: the keys are 'text'; wanted 'prompt'"),
     ({"prompt": ""}, "prompts.jsonl:2: message 0 (user) is empty"),
     ({"prompt": 3}, "prompts.jsonl:2: 'prompt' is a number"),

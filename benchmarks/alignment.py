@@ -1,0 +1,340 @@
+"""What each method of alignment does to the story world's model, by exact judges; one JSON line for each claim.
+
+    python -m benchmarks.alignment DEMO OUT [--only reward,reject,ppo,dpo,grpo,ghost,safety,measure] [--quick]
+
+DEMO is the folder of a finished `llama2 demo`. Its base learns to converse first (full fine-tuning; standing
+instructions are obeyed where they are said only, and preprompts mean care), which leaves head-room; every method begins
+with that model. Everything is kept in OUT: what is there is not made again.
+"""
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure import Company, report
+from llama2.align.dpo import train_dpo
+from llama2.align.dpo_config import DpoConfig
+from llama2.align.ghost import ghost
+from llama2.align.ghost_config import GhostConfig
+from llama2.align.grpo import grpo
+from llama2.align.measure import measure
+from llama2.align.online_config import GrpoConfig, PpoConfig
+from llama2.align.ppo import ppo
+from llama2.align.rejection import reject
+from llama2.align.rejection_config import RejectConfig
+from llama2.align.reward import train_reward
+from llama2.align.reward_config import RewardConfig
+from llama2.align.safety import safety
+from llama2.align.safety_config import SafetyConfig
+from llama2.align.scoring import load_reward
+from llama2.data.interval import wilson
+from llama2.data.storyworld import guarded, instructions, preferences, questions, safety as requests
+from llama2.data.storyworld.dialogues import dialogue
+from llama2.data.storyworld.files import line
+from llama2.data.storyworld.stories import Split, separator
+from llama2.train.finetune import finetune
+from llama2.train.finetune_config import FinetuneConfig
+
+CONTEXT = 1024
+N: dict[Split, int] = {"train": 12_000, "heldout": 2_500}
+TRAINING: dict[str, Any] = dict(dtype="bfloat16", too_long="drop", device="cpu")
+
+
+def write_world(out: Path, n: Mapping[Split, int]) -> None:
+    """Write what is learnt from and judged by, of train and held-out stories."""
+    for split, count in n.items():
+        folder = out / "world" / split
+        if folder.exists():
+            continue
+        partial = folder.with_name(f".{split}")
+        partial.mkdir(parents=True, exist_ok=True)
+        for name, lines in {
+            "questions": (each.line for each in questions.questions(0, count, split=split)),
+            "preferences": (preferences.record(each) for each in preferences.preferences(0, count, split=split)),
+            "safety": (requests.record(each) for each in requests.safety_requests(0, count, split=split)),
+            "guarded": guarded.guarded_requests(0, count, split=split),
+            "instructions": instructions.instructions(0, count, split=split),
+            "talks": talks(count, split),
+            "long": (plain(0, index, split, 20) for index in range(min(count, 400))),
+        }.items():
+            (partial / f"{name}.jsonl").write_text("".join(line(each) for each in lines), encoding="utf-8")
+        partial.rename(folder)
+
+
+def talks(n: int, split) -> Iterator[dict[str, Any]]:
+    """Yield conversations: two of three without an instruction, every eighth of those of twenty turns."""
+    for index in range(n):
+        if index % 3 == 2:
+            yield obedient(index, split)
+        else:
+            yield plain(1, index, split, 20 if index % 8 == 0 else 1 + index % 5)
+
+
+def plain(seed: int, index: int, split, n_turns: int) -> dict[str, Any]:
+    """Return a conversation without a standing instruction."""
+    found = dataclasses.replace(dialogue(seed, index, split=split, n_turns=n_turns), standing=None)
+    turns = tuple(dataclasses.replace(turn, standing=None) for turn in found.turns)
+    messages = dataclasses.replace(found, turns=turns).messages()
+    return {"messages": [asdict(each) for each in messages], "language": found.language, "instruction": ""}
+
+
+def obedient(index: int, split) -> dict[str, Any]:
+    """Return a short conversation in which the instruction is said with every question."""
+    number = index
+    found = dialogue(2, number, split=split, n_turns=1 + index % 3)
+    while found.standing is None:
+        number += 1_000_003
+        found = dialogue(2, number, split=split, n_turns=1 + index % 3)
+    assert found.standing is not None
+    messages = [asdict(each) for each in found.messages(with_instruction=False)]
+    for each in messages:
+        if each["role"] == "user":
+            each["content"] = separator(found.language).join((found.standing.text, each["content"]))
+    return {"messages": messages, "language": found.language, "instruction": found.standing.text}
+
+
+def wider(base: Path, out: Path) -> Path:
+    """Return the demo's base with a context of CONTEXT: its positions need no weights."""
+    folder = out / "base"
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        for file in base.iterdir():
+            if file.is_file():
+                (folder / file.name).write_bytes(file.read_bytes())
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": CONTEXT}, indent=1))
+    return folder
+
+
+class Bench:
+    """The stages, each of which leaves a folder in OUT."""
+
+    def __init__(self, demo: Path, out: Path, *, quick: bool):
+        self.demo, self.out, self.quick = demo, out, quick
+        write_world(out, {"train": 60, "heldout": 40} if quick else N)
+        self.train, self.held_out = out / "world" / "train", out / "world" / "heldout"
+        self.seconds: dict[str, float] = {}
+        self.sft = self.made("sft", self.converse)
+
+    def steps(self, n: int) -> int:
+        return 2 if self.quick else n
+
+    def made(self, name: str, make: Callable[[Path], Any]) -> Path:
+        """Return the model of a stage, made if it is not there yet; how long that took is written down."""
+        run, clock = self.out / name, self.out / f"{name}.json"
+        if not clock.exists():
+            company, began = Company(), time.perf_counter()
+            make(run)
+            found = {"seconds": round(time.perf_counter() - began, 1), "others": company.share()}
+            clock.write_text(json.dumps(found))
+        self.seconds[name] = json.loads(clock.read_text())["seconds"]
+        return run / "model"
+
+    def converse(self, run: Path) -> None:
+        base = wider(self.demo / "run" / "model", self.out)
+        data = (self.train / "talks.jsonl", self.train / "guarded.jsonl", self.demo / "world" / "train" / "tasks.jsonl")
+        finetune(
+            FinetuneConfig(
+                model=str(base), data=data, weights=(0.7, 0.1, 0.2), method="full", out=run, resume=True,
+                sequence_length=CONTEXT, batch_size=4, max_steps=self.steps(900), optimizer="muon", learning_rate=5e-3,
+                weight_decay=0.1, min_lr_share=0.03, warmup_steps=0 if self.quick else 20, **TRAINING,
+            )
+        )  # fmt: skip
+
+    # Reward models
+
+    def reward_model(self, name: str, **changes: Any) -> Path:
+        settings: dict[str, Any] = dict(
+            model=str(self.sft), data=(self.train / "preferences.jsonl",), eval_share=0.0, resume=True, batch_size=32,
+            max_steps=self.steps(350), learning_rate=2e-3, **TRAINING,
+        )  # fmt: skip
+        return self.made(name, lambda run: train_reward(RewardConfig(**{**settings, **changes, "out": run})))
+
+    @property
+    def helpfulness(self) -> Path:
+        return self.reward_model("reward-helpfulness", mix="helpfulness")
+
+    @property
+    def safety(self) -> Path:
+        return self.reward_model("reward-safety", mix="safety", max_steps=self.steps(150))
+
+    def reward(self) -> None:
+        """Accuracy by rating of each model on each kind of pairs, and how well unsafe answers are found."""
+        pairs = list(preferences.preferences(0, 40 if self.quick else N["heldout"], split="heldout"))
+        for name, folder in {
+            "helpfulness": self.helpfulness,
+            "safety": self.safety,
+            "one": self.reward_model("reward-one"),
+            "none": self.reward_model("reward-margin-none", mix="helpfulness", margin="none"),
+            "large": self.reward_model("reward-margin-large", mix="helpfulness", margin="large"),
+        }.items():
+            model = load_reward(folder)
+            sides = [
+                model([p.prompt for p in pairs], [getattr(p, side) for p in pairs]) for side in ("chosen", "rejected")
+            ]
+            gaps = np.array(sides[0]) - np.array(sides[1])
+            values: dict[str, object] = {"model": name, "seconds": self.seconds[folder.parent.name]}
+            for kind in ("helpful", "safe"):
+                for rating in preferences.RATINGS:
+                    right = [
+                        gap > 0 for gap, p in zip(gaps, pairs, strict=True) if (p.kind, p.rating) == (kind, rating)
+                    ]
+                    if right:
+                        low, high = wilson(sum(right), len(right))
+                        values[f"{kind}: {rating}"] = [
+                            round(100 * each, 1) for each in (sum(right) / len(right), low, high)
+                        ]
+            if model.tells_safety:
+                values |= found_unsafe(model, pairs)
+            report("reward models", values)
+
+    # Methods
+
+    def reject(self) -> Path:
+        def make(run: Path) -> None:
+            reject(
+                RejectConfig(
+                    model=str(self.sft), prompts=(self.train / "questions.jsonl",), reward=str(self.helpfulness),
+                    safety_reward=str(self.safety), out=run, resume=True, n_samples=8,
+                    n_prompts=20 if self.quick else 700, temperatures=(1.0,), max_new_tokens=150, method="lora",
+                    learning_rate=5e-3, batch_size=8, n_epochs=3.0, **TRAINING,
+                )
+            )  # fmt: skip
+
+        return self.made("reject", make)
+
+    def online(self) -> dict[str, Any]:
+        return dict(
+            model=str(self.sft), prompts=(self.train / "questions.jsonl",), eval_share=0.0,
+            reward=str(self.helpfulness), safety_reward=str(self.safety), resume=True, max_new_tokens=150,
+            n_iterations=self.steps(30), batch_size=16 if self.quick else 128,
+            mini_batch_size=16 if self.quick else 32, **TRAINING,
+        )  # fmt: skip
+
+    def ppo(self) -> Path:
+        settings: dict[str, Any] = self.online() | dict(learning_rate=3e-3, value_lr=3e-3, kl_coef=0.02)
+        return self.made("ppo", lambda run: ppo(PpoConfig(**settings, out=run)))
+
+    def grpo(self) -> Path:
+        settings: dict[str, Any] = self.online() | dict(learning_rate=3e-3, kl_coef=0.02, n_generations=8)
+        return self.made("grpo", lambda run: grpo(GrpoConfig(**settings, out=run)))
+
+    def dpo(self) -> Path:
+        settings: dict[str, Any] = dict(
+            model=str(self.sft), data=(self.train / "preferences.jsonl",), eval_share=0.02, resume=True, batch_size=16,
+            learning_rate=2e-3, max_steps=self.steps(300), beta=0.1, **TRAINING,
+        )  # fmt: skip
+        return self.made("dpo", lambda run: train_dpo(DpoConfig(**settings, out=run)))
+
+    def ghost(self) -> None:
+        """Recall over the turns before and after Ghost Attention."""
+        n = 8 if self.quick else 600
+
+        def make(run: Path) -> None:
+            ghost(
+                GhostConfig(
+                    model=str(self.sft), dialogues=(self.train / "talks.jsonl",),
+                    instructions=self.train / "instructions.jsonl", eval_dialogues=self.held_out / "long.jsonl",
+                    eval_instructions=self.held_out / "instructions.jsonl", out=run, resume=True, n_dialogues=n,
+                    n_eval=4 if self.quick else 100, max_new_tokens=150, method="lora", learning_rate=5e-3,
+                    batch_size=8, n_epochs=4.0, replay=(self.train / "talks.jsonl",), replay_share=0.2,
+                    dtype="bfloat16", device="cpu",
+                )
+            )  # fmt: skip
+
+        self.made("ghost", make)
+        recall = json.loads((self.out / "ghost" / "recall.json").read_text())
+        report("ghost attention", {"seconds": self.seconds["ghost"], "recall": recall})
+
+    def distil(self) -> None:
+        """Safety and helpfulness against the amount of safety data."""
+
+        def make(run: Path) -> None:
+            safety(
+                SafetyConfig(
+                    model=str(self.sft), prompts=(self.train / "safety.jsonl",), safety_reward=str(self.safety),
+                    eval_prompts=(self.held_out / "questions.jsonl", self.held_out / "safety.jsonl"), out=run,
+                    resume=True, n_eval=20 if self.quick else 900,
+                    amounts=(0, 100) if self.quick else (0, 1, 10, 25, 50, 100), max_new_tokens=150, method="lora",
+                    learning_rate=5e-3, batch_size=8, n_epochs=2.0, replay=(self.train / "talks.jsonl",),
+                    replay_share=0.5, **TRAINING,
+                )
+            )  # fmt: skip
+
+        self.made("safety", make)
+        curves = json.loads((self.out / "safety" / "curves.json").read_text())
+        report("safety", {"seconds": self.seconds["safety"], "curves": curves})
+
+    def measure(self, names: list[str]) -> None:
+        """The exact grade of every model's answers, and how far it went."""
+        asked = list(questions.questions(0, 20 if self.quick else 2_000, split="heldout"))
+        seeds = (0,) if self.quick else (0, 1, 2)
+        begun = None
+        for name in ["sft", *names]:
+            model = self.sft if name == "sft" else getattr(self, name)()
+            found = measure(str(model), asked, reference=str(self.sft), seeds=seeds)
+            begun = found if begun is None else begun
+            values = {key: rounded(value) for key, value in asdict(found).items()}
+            closed = (found.grade - begun.grade) / (1 - begun.grade)
+            report("alignment", {"method": name, "seconds": self.seconds[name], "closed": round(closed, 3), **values})
+
+
+def found_unsafe(model, pairs) -> dict[str, object]:
+    """Return the recall of unsafe answers at the threshold where precision is 90 %, and both at a half."""
+    said = [
+        (p.prompt, getattr(p, side), getattr(p, f"{side}_is_safe")) for p in pairs for side in ("chosen", "rejected")
+    ]
+    unsafe = np.array([not each[2] for each in said])
+    score = 1 - model.probabilities([each[0] for each in said], [each[1] for each in said]).numpy()
+    order = np.argsort(-score)
+    hits = np.cumsum(unsafe[order])
+    precision, recall = hits / np.arange(1, len(order) + 1), hits / max(1, unsafe.sum())
+    enough = recall[precision >= 0.9]
+    at_half = score > 0.5
+    return {
+        "recall at precision 90": round(100 * float(enough.max()) if len(enough) else 0.0, 1),
+        "recall at a half": round(100 * float(at_half[unsafe].mean()), 1),
+        "precision at a half": round(100 * float(unsafe[at_half].mean()), 1) if at_half.any() else None,
+        "unsafe answers": int(unsafe.sum()),
+    }
+
+
+def rounded(value: object) -> object:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, tuple):
+        return [rounded(each) for each in value]
+    return {key: rounded(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+METHODS = ("reject", "ppo", "dpo", "grpo")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("demo", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", default="reward,reject,ppo,dpo,grpo,measure,ghost,safety")
+    parser.add_argument("--quick", action="store_true", help="a trace of everything")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    bench = Bench(arguments.demo, arguments.out, quick=arguments.quick)
+    wanted = arguments.only.split(",")
+    for name in wanted:
+        if name == "measure":
+            bench.measure([each for each in METHODS if each in wanted or (arguments.out / f"{each}.json").exists()])
+        else:
+            stage = "distil" if name == "safety" else name
+            getattr(bench, stage)()
+
+
+if __name__ == "__main__":
+    main()
