@@ -168,8 +168,9 @@ class Run:
             set_random_states(record["random"])
 
     def _check_same_run(self, checkpoint: Path, record: dict[str, Any]) -> None:
-        now, usual = self.config.model_dump(mode="json"), type(self.config)().model_dump(mode="json")
-        for name in self.config.KEPT:
+        config = self.folder.config
+        now, usual = config.model_dump(mode="json"), type(config)().model_dump(mode="json")
+        for name in config.KEPT:
             before = record["settings"].get(name, usual[name])
             if before != now[name]:
                 raise CheckpointError(
