@@ -42,7 +42,7 @@ def ghost(config: GhostConfig) -> Path:
     data = out / "data.jsonl"
     if not data.exists():
         write_lines(data, examples(config, learnt, check, console))
-    model = taught(config, data, out / "run", replay=config.replay, replay_share=config.replay_share)
+    model = taught(config, [data], out / "run", replay=config.replay, replay_share=config.replay_share)
     if judged and check is not None:
         write_recall(config, {"before": config.model, "after": model}, judged, check, out, console)
     elif check is None:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from llama2.align.lessons import model_of
 from llama2.align.rejection_config import RejectConfig
 from llama2.align.rollout import Prompts, Sampled, Sampling, rewarded, sample
 from llama2.align.task import reward_of
 from llama2.data.dialogues.prompts import AskedPrompt
 from llama2.data.preferences.pair import RATINGS
 from llama2.files.staging import staged_file
-from llama2.llm import load
 
 TEMPERATURES = (0.8, 1.2)
 """Of the two answers: the paper compares answers of different variants at different temperatures."""
@@ -28,7 +28,7 @@ QUANTILES = (0.25, 0.5, 0.75)
 
 def label_pairs(config: RejectConfig, asked: Sequence[AskedPrompt], model: str, out: Path, *, seed: int) -> int:
     """Write pairs of a model's answers to these prompts; return how many. Equal answers and ties are left out."""
-    llm = load(model)
+    llm = model_of(config, model)
     assert config.pairs_judge is not None
     judge = reward_of(config.pairs_judge, None, asked, llm.tokenizer)
     prompts = Prompts(

@@ -79,14 +79,15 @@ def write_lines(path: Path, found: Sequence[Record]) -> None:
 
 
 def taught(
-    config: AdaptConfig, data: Path, run: Path, *, replay: tuple[Path, ...] = (), replay_share: float = 0.0
+    config: AdaptConfig, data: Sequence[Path], run: Path, *, replay: tuple[Path, ...] = (), replay_share: float = 0.0
 ) -> Path:
-    """Fine-tune the model on a file of examples; return the folder of what came out, unless it is there already."""
+    """Fine-tune the model on files of examples; return the folder of what came out, unless it is there already."""
     if not (run / "model").exists():
         shared = {name: getattr(config, name) for name in AdaptConfig.model_fields if name in config.model_fields_set}
         shared |= dict(batch_size=config.batch_size, n_epochs=config.n_epochs) if config.max_steps is None else {}
-        own: dict[str, Any] = dict(data=(data,), out=run, resume=True, data_format="prompt-completion", too_long="drop")
-        if len(read_lines(data)) < ENOUGH_TO_JUDGE:
+        own: dict[str, Any] = dict(data=(*data,), out=run, resume=True, data_format="prompt-completion")
+        own["too_long"] = "drop"
+        if min(len(read_lines(each)) for each in data) < ENOUGH_TO_JUDGE:
             own["eval_share"] = 0.0
         if replay and replay_share:
             own |= dict(replay=replay, replay_share=replay_share)

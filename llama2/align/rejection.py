@@ -14,7 +14,6 @@ Whatever is there is not made again, so a loop that was stopped goes on.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,6 +27,7 @@ from rich.progress import track
 
 from llama2.align.curves import curve_of, draw_curve
 from llama2.align.label import label_pairs
+from llama2.align.lessons import claim, model_of, read_lines, taught, write_lines
 from llama2.align.rejection_config import RejectConfig
 from llama2.align.reward import train_reward
 from llama2.align.reward_config import RewardConfig
@@ -35,13 +35,7 @@ from llama2.align.rollout import Prompts, Sampled, Sampling, rewarded, sample
 from llama2.align.scoring import Reward
 from llama2.align.task import reward_of
 from llama2.data.dialogues.prompts import AskedPrompt, read_prompts
-from llama2.errors import ConfigError, TrainingError
-from llama2.files.staging import make_parent, staged_file
-from llama2.llm import load
-from llama2.train.adapt_config import AdaptConfig
-from llama2.train.finetune import finetune
-from llama2.train.finetune_config import FinetuneConfig
-from llama2.train.pretrain import out_of
+from llama2.errors import TrainingError
 
 AT_ONCE = 64
 """Prompts whose answers are written to the file together."""
@@ -50,10 +44,7 @@ AT_ONCE = 64
 def reject(config: RejectConfig) -> Path:
     """Do all rounds; return the folder of the last model. Raises Llama2Error."""
     config.check()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ConfigError("llama2 reject runs as one process; its fine-tuning alone can be split: llama2 finetune")
-    out, console = out_of(config), Console(stderr=True, highlight=False, soft_wrap=True)
-    claim(out, config)
+    out, console = claim(config, "reject"), Console(stderr=True, highlight=False, soft_wrap=True)
     asked = [each for path in config.prompts for each in read_prompts(path)]
     model, reward = config.model, config.reward
     for number in range(1, config.n_rounds + 1):
@@ -73,28 +64,6 @@ def reject(config: RejectConfig) -> Path:
     return target
 
 
-def claim(out: Path, config: RejectConfig) -> None:
-    """Make the folder, or take it over. Raises TrainingError where it is another loop's."""
-    usual = config.model_dump(mode="json")
-    said = {name: usual[name] for name in config.KEPT}
-    path = out / "loop.json"
-    if path.exists():
-        before = json.loads(path.read_text())
-        differing = next((name for name in said if before.get(name) != said[name]), None)
-        if not config.resume:
-            raise TrainingError(f"out={out} holds a loop already; add --resume to go on with it, or name a new folder")
-        if differing is not None:
-            raise TrainingError(
-                f"out={out} was begun with {differing}={before.get(differing)}, not {said[differing]}; set it back, or "
-                "name a new folder"
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TrainingError(f"out={out} is not empty; name a new folder")
-    make_parent(path)
-    path.write_text(json.dumps(said, indent=1) + "\n")
-
-
 def choose(
     config: RejectConfig,
     number: int,
@@ -107,9 +76,9 @@ def choose(
     """Write K answers to each prompt of a round, the best of each, and the curve of rewards against K."""
     if (folder / "curve.png").exists():
         return
-    llm = load(model)
+    llm = model_of(config, model)
     some = drawn(asked, config.n_prompts, seed=config.seed + number)
-    judge = reward_of(config.reward if reward == config.reward else reward, config.safety_reward, some, llm.tokenizer)
+    judge = reward_of(reward, config.safety_reward, some, llm.tokenizer)
     prompts = Prompts(
         [each.messages for each in some],
         llm.tokenizer,
@@ -134,7 +103,7 @@ def choose(
     records = read_lines(samples)
     groups = [records[at : at + config.n_samples] for at in range(0, len(records), config.n_samples)]
     best = [max(group, key=lambda each: each["reward"]) for group in groups]
-    write_lines(folder / "best.jsonl", best)
+    write_lines(folder / "best.jsonl", [each for each in best if each["completion"]])  # an empty one teaches nothing
     curve = curve_of(np.array([[each["reward"] for each in group] for group in groups]))
     (folder / "curve.json").write_text(json.dumps({"temperature": temperature, **curve}, indent=1) + "\n")
     (folder / "curve.png").write_bytes(draw_curve(curve))
@@ -174,19 +143,10 @@ def drawn(asked: Sequence[AskedPrompt], n: int, *, seed: int) -> list[AskedPromp
 
 def learnt(config: RejectConfig, out: Path, number: int) -> Path:
     """Fine-tune the first model on the best answers so far; return the new model's folder."""
+    first = 1 if config.keep_earlier else number
+    data = [out / f"round-{each}" / "best.jsonl" for each in range(first, number + 1)]
     run = out / f"round-{number}" / "run"
-    if not (run / "model").exists():
-        first = 1 if config.keep_earlier else number
-        data = tuple(out / f"round-{each}" / "best.jsonl" for each in range(first, number + 1))
-        shared = {name: getattr(config, name) for name in AdaptConfig.model_fields if name in config.model_fields_set}
-        shared |= dict(batch_size=config.batch_size, n_epochs=config.n_epochs) if config.max_steps is None else {}
-        own: dict[str, Any] = dict(data=data, out=run, resume=True, data_format="prompt-completion", too_long="drop")
-        if config.replay and config.replay_share:
-            own |= dict(replay=config.replay, replay_share=config.replay_share)
-        outcome = finetune(FinetuneConfig(**{**shared, **own}))
-        if outcome.stopped_by:
-            raise TrainingError(f"stopped in round {number}; the same command with --resume goes on")
-    return run / "model"
+    return taught(config, data, run, replay=config.replay, replay_share=config.replay_share)
 
 
 def retrained(
@@ -229,23 +189,8 @@ def line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file; a last line that a kill cut short is left out."""
-    found = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return found
-
-
-def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Write a file of records; it has its name only once it is whole. An empty answer is nothing to learn."""
-    with staged_file(path) as temporary:
-        temporary.write_text("".join(line(each) for each in records if each["completion"]), encoding="utf-8")
-
-
 def _whole_groups(path: Path, k: int) -> list[dict[str, Any]]:
-    found = read_lines(path)
+    """Return the answers of whole batches of prompts; what a kill cut short is sampled again."""
+    lines = path.read_text(encoding="utf-8").splitlines()[:-1] if path.exists() else []
+    found = [json.loads(each) for each in lines]
     return found[: len(found) // (k * AT_ONCE) * k * AT_ONCE]

@@ -112,4 +112,4 @@ def learn(config: SafetyConfig, amount: float, data: Sequence[dict[str, Any]], f
     if not path.exists():
         write_lines(path, data[: ceil(share * len(data))])
     helpful = config.replay_share / (config.replay_share + (1 - config.replay_share) * share)
-    return taught(config, path, folder / "run", replay=config.replay, replay_share=helpful)
+    return taught(config, [path], folder / "run", replay=config.replay, replay_share=helpful)

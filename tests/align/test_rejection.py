@@ -1,0 +1,125 @@
+"""Rejection sampling: the best of K is learnt, with the best of all rounds before, and a stopped loop goes on."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from llama2.align.curves import curve_of
+from llama2.align.rejection import reject
+from llama2.align.rejection_config import RejectConfig
+from llama2.align.reward import train_reward
+from llama2.align.reward_config import RewardConfig
+from llama2.errors import Llama2Error
+from llama2.llm import load
+from tests.align.rewards import letters
+
+TINY = dict(
+    reward="tests.align.rewards:letters", n_prompts=12, n_samples=4, temperatures=(1.0,), max_new_tokens=6,
+    batch_size=4, max_steps=3, learning_rate=1e-2, device="cpu", timeout_s=60.0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def settings(chat, prompts, tmp_path):
+    """Return a function that makes the settings of a tiny loop in a new folder."""
+
+    def make(name="loop", **changes):
+        return RejectConfig(**{**TINY, "model": str(chat), "prompts": (prompts,), "out": tmp_path / name, **changes})
+
+    return make
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_best_of_each_prompt_is_learnt(settings):
+    config = settings()
+    model = reject(config)
+    samples, best = lines(config.out / "round-1/samples.jsonl"), lines(config.out / "round-1/best.jsonl")
+    assert len(samples) == 48 and len(best) == 12
+    assert [each["reward"] for each in samples] == letters([], [each["completion"] for each in samples])
+    for i, each in enumerate(best):
+        group = samples[4 * i : 4 * i + 4]
+        assert {json.dumps(one["prompt"]) for one in group} == {json.dumps(each["prompt"])}
+        assert each["reward"] == max(one["reward"] for one in group)
+    curve = json.loads((config.out / "round-1/curve.json").read_text())
+    assert curve["max"][-1] == pytest.approx(np.mean([each["reward"] for each in best]))
+    assert curve["max"][0] == pytest.approx(curve["mean"]) and (config.out / "round-1/curve.png").stat().st_size > 1000
+    assert load(model).complete([{"role": "user", "content": "Hi"}], max_new_tokens=2, temperature=0).tokens
+
+
+def test_each_round_answers_other_prompts_with_the_newest_model_and_learns_from_all_rounds(settings):
+    reject(both := settings("both", n_rounds=2))
+    one, two = (lines(both.out / f"round-{number}/samples.jsonl") for number in (1, 2))
+    assert [each["prompt"] for each in one] != [each["prompt"] for each in two]
+    data = (both.out / "round-2/run/run.toml").read_text()
+    assert "round-1/best.jsonl" in data and "round-2/best.jsonl" in data
+    assert len(json.loads((both.out / "rounds.json").read_text())) == 2
+    reject(alone := settings("alone", n_rounds=2, keep_earlier=False))
+    assert "round-1/best.jsonl" not in (alone.out / "round-2/run/run.toml").read_text()
+
+
+def test_a_loop_that_was_stopped_goes_on_and_comes_to_the_same(settings):
+    reject(whole := settings("whole", n_rounds=2))
+    reject(config := settings("stopped", n_rounds=2))
+    shutil.rmtree(config.out / "round-2")
+    (config.out / "round-1/curve.png").unlink()
+    text = (config.out / "round-1/samples.jsonl").read_text()
+    (config.out / "round-1/samples.jsonl").write_text(text[: len(text) // 2])  # killed while it wrote
+    reject(config.model_copy(update={"resume": True}))
+    for name in ("round-1/samples.jsonl", "round-2/samples.jsonl", "round-2/best.jsonl"):
+        assert (whole.out / name).read_text() == (config.out / name).read_text()
+    with pytest.raises(Llama2Error, match="holds a run already; add --resume"):
+        reject(config)
+    with pytest.raises(Llama2Error, match="was begun with n_samples=4, not 5"):
+        reject(config.model_copy(update={"resume": True, "n_samples": 5}))
+
+
+def test_the_temperature_is_chosen_anew_in_each_round(settings):
+    reject(config := settings(temperatures=(0.3, 1.5), n_tuning=6, n_rounds=2))
+    for number in (1, 2):
+        found = json.loads((config.out / f"round-{number}/temperature.json").read_text())
+        chosen = json.loads((config.out / f"round-{number}/curve.json").read_text())["temperature"]
+        assert set(found) == {"0.3", "1.5"} and found[str(chosen)] == max(found.values())
+
+
+def test_the_reward_model_learns_between_rounds(settings, chat, pairs, tmp_path):
+    base = dict(model=str(chat), data=(pairs,), out=tmp_path / "reward", max_steps=2, batch_size=8, eval_share=0.0)
+    first = train_reward(RewardConfig(**base, device="cpu")).model
+    config = settings(
+        reward=str(first), pairs=(pairs,), pairs_judge="tests.align.rewards:letters", n_rounds=2, n_prompts=16
+    )
+    reject(config)
+    made = lines(config.out / "round-2/pairs.jsonl")
+    assert made and all(letters([], [each["chosen"]]) > letters([], [each["rejected"]]) for each in made)
+    assert len({each["rating"] for each in made}) > 1
+    data = (config.out / "round-2/reward/run.toml").read_text()
+    assert "round-2/pairs.jsonl" in data and "pairs.jsonl" in data and str(first) in data
+
+
+def test_the_expected_best_of_k():
+    rewards = np.array([[1.0, 4.0, 2.0, 8.0]])
+    found = curve_of(rewards)
+    assert found["k"] == [1, 2, 3, 4] and found["mean"] == 3.75
+    pairs = [max(a, b) for i, a in enumerate(rewards[0]) for b in rewards[0][i + 1 :]]
+    assert found["max"] == pytest.approx([3.75, np.mean(pairs), np.mean([8, 8, 8, 4]), 8])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(prompts=()), "name files of prompts"),
+        (dict(reward=""), "a reward model's folder"),
+        (dict(temperatures=(0.0,)), "K equal answers teach nothing"),
+        (dict(temperatures=()), "temperatures is empty"),
+        (dict(n_samples=0), "n_samples=0"),
+        (dict(pairs_judge="tests.align.rewards:letters"), "is no reward model's folder"),
+        (dict(pairs=("x.jsonl",)), "give pairs_judge"),
+    ],
+)
+def test_bad_settings_are_refused(settings, changes, message):
+    with pytest.raises(Llama2Error, match=message):
+        reject(settings(**changes))
