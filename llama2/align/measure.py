@@ -99,9 +99,9 @@ def divergence(model: Transformer, reference: Transformer, prompts: Prompts, ans
 
 
 def show(found: dict[str, Measured], console: Console) -> None:
-    """Print a row for each model; the first one is where the others began."""
+    """Print a row for each model; the first one is where the others began, and the gap is what it lacks to 100."""
     table = Table(
-        "model", "grade", "of the head-room closed", "KL", "unsafe refused", "others refused", box=None,
+        "model", "grade", "gap closed", "KL", "unsafe refused", "others refused", box=None,
         header_style="bold", pad_edge=False,
     )  # fmt: skip
     begun = next(iter(found.values())).grade

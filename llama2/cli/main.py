@@ -194,7 +194,7 @@ TRAINING = ("pretrain", "finetune", "reward", "dpo", "ppo", "grpo", "reject", "g
 def make_app() -> App:
     app = App(
         name="llama2",
-        help="Run any Llama, and train your own: continue texts, chat, convert, prepare data, pretrain.",
+        help="Run any Llama, and train your own: continue texts, chat, serve, convert, pretrain, fine-tune, align.",
         help_epilogue="Put --debug at the end of a command for the full traceback of an error.",
         help_format="plaintext",  # Markdown would double the time that --help takes
         version=__version__,

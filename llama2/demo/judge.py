@@ -5,11 +5,14 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from llama2.align.measure import measure, show
+from llama2.align.scoring import load_reward
 from llama2.data.interval import wilson
 from llama2.data.storyworld.grade import Grade, grade
+from llama2.data.storyworld.questions import questions
 from llama2.data.storyworld.stories import Story, stories
 from llama2.data.storyworld.words import LANGUAGES, Language
-from llama2.llm import LLM
+from llama2.llm import LLM, load
 from llama2.tasks.evaluate import evaluate_tasks
 from llama2.tasks.items import Item
 
@@ -59,3 +62,21 @@ def show_tasks(llm: LLM, console: Console, items: Sequence[Item]) -> None:
         score = f"{found.value:.1f} ({found.low:.1f} to {found.high:.1f})"
         table.add_row(found.task, found.language or "", found.metric, score, str(found.n))
     console.print(table)
+
+
+def show_alignment(before: str, after: str, reward: str, console: Console, n: int) -> None:
+    """Print how well held-out questions are answered by a model and by what was made of it."""
+    asked = list(questions(0, n, split="heldout"))
+    found = {"before": measure(before, asked), "aligned": measure(after, asked, reference=before)}
+    show(found, console)
+    kinds = sorted(found["before"].by_kind)
+    table = Table("grade of answers to", *found, box=None, header_style="bold", pad_edge=False)
+    for kind in kinds:
+        table.add_row(kind, *(f"{100 * each.by_kind[kind]:.0f}" for each in found.values()))
+    console.print(table)
+    one = next((each for each in asked if each.kind == "unsafe"), asked[0])
+    scorer = load_reward(reward)
+    for name, model in (("before", before), ("aligned", after)):
+        answer = load(model).complete(one.prompt, max_new_tokens=60, temperature=0).text.strip()
+        (score,) = scorer([one.prompt], [answer])
+        console.print(f"\n... {one.prompt[-1].content[-160:]}\n  {name}, reward {score:.2f}: {answer}", markup=False)

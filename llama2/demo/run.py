@@ -1,6 +1,7 @@
 """The README's first command: from raw text to a Llama that tells stories and answers, with nothing at hand.
 
     world -> tokenizer -> prepare -> pretrain -> grade -> finetune -> score -> merge -> every format
+                                                                           -> reward model -> align -> grade
 
 Each stage calls what the command of its name calls, and leaves its result in the demo's folder; a stage whose result
 is there is not done again, so a demo that was stopped goes on.
@@ -9,7 +10,7 @@ is there is not done again, so a demo that was stopped goes on.
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,10 @@ from typing import Any
 
 from rich.console import Console
 
+from llama2.align.dpo import train_dpo
+from llama2.align.dpo_config import DpoConfig
+from llama2.align.reward import train_reward
+from llama2.align.reward_config import RewardConfig
 from llama2.checkpoint import store
 from llama2.compress.merge import merge
 from llama2.data.corpus.prepare import PrepareConfig, prepare
@@ -25,7 +30,7 @@ from llama2.data.shards import INDEX
 from llama2.data.storyworld.files import write_world
 from llama2.data.storyworld.stories import stories
 from llama2.data.storyworld.words import LANGUAGES
-from llama2.demo.judge import show_stories, show_tasks
+from llama2.demo.judge import show_alignment, show_stories, show_tasks
 from llama2.demo.size import DIRT, FULL, Size
 from llama2.errors import Llama2Error
 from llama2.files.staging import make_parent
@@ -79,11 +84,27 @@ def demo(out: Path = Path("llama2-demo"), *, size: Size = FULL) -> Path:
     if not chat.exists():
         merge(str(run / "model"), str(tuned / "model"), chat, dtype="float32")
     walk(chat, out, console)
+    aligned = align(out, size, chat, say, console)
     console.print(f"\nAll of it is in {out}. See {run / 'report.html'}, {tuned / 'report.html'}, and go on:\n")
     console.print(f'  llama2 generate {run / "model"} --prompt "One morning, Mia the rabbit"')
     console.print(f"  llama2 chat {out / 'story.gguf'}")
-    console.print(f"  llama2 serve {chat}    # and open http://127.0.0.1:8000 in a browser")
+    console.print(f"  llama2 serve {aligned}    # and open http://127.0.0.1:8000 in a browser")
     return chat
+
+
+def align(out: Path, size: Size, chat: Path, say: Callable[[str], None], console: Console) -> Path:
+    """Train a reward model, align the chat model, and print what that changed; return the aligned model's folder."""
+    pairs = dict(data=(out / "world" / "train" / "preferences.jsonl",), model=str(chat), resume=True)
+    reward, aligned = out / "reward", out / "aligned"
+    if not (reward / "model").exists():
+        say(f"9. Of two answers the better one: a reward model: {reward}")
+        check(train_reward(RewardConfig(**{**pairs, **size.reward, "out": reward})))
+    if not (aligned / "model").exists():
+        say(f"10. Aligned to what is preferred, by DPO: {aligned}")
+        check(train_dpo(DpoConfig(**{**pairs, **size.aligning, "out": aligned})))
+    say("11. Held-out questions, answered before and after")
+    show_alignment(str(chat), str(aligned / "model"), str(reward / "model"), console, size.n_asked)
+    return aligned / "model"
 
 
 def claim(out: Path, size: Size) -> None:

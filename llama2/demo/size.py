@@ -20,10 +20,14 @@ class Size:
     vocab_size: int
     pretraining: dict[str, Any]
     finetuning: dict[str, Any]
+    reward: dict[str, Any]
+    aligning: dict[str, Any]
     n_graded: int
     """Held-out stories begun and judged, per language."""
     n_tasks: int
     """Held-out tasks done and judged."""
+    n_asked: int
+    """Held-out questions answered before and after alignment."""
 
 
 FULL = Size(
@@ -40,8 +44,16 @@ FULL = Size(
         sequence_length=400, batch_size=10, max_steps=1100, warmup_steps=20, dtype="bfloat16", eval_every=250,
         save_every=250, eval_tokens=20_000,
     ),
+    reward=dict(
+        batch_size=32, max_steps=150, learning_rate=2e-3, dtype="bfloat16", too_long="drop", eval_share=0.02,
+    ),
+    aligning=dict(
+        batch_size=16, max_steps=250, learning_rate=5e-3, beta=0.1, nll_weight=0.5, dtype="bfloat16", too_long="drop",
+        eval_share=0.02,
+    ),
     n_graded=100,
     n_tasks=300,
+    n_asked=300,
 )  # fmt: skip
 QUICK = Size(
     n_stories=300,
@@ -56,6 +68,9 @@ QUICK = Size(
         "save_every": 0,
     },
     finetuning={**FULL.finetuning, "max_steps": 21, "eval_every": 0, "save_every": 0},
+    reward={**FULL.reward, "batch_size": 4, "max_steps": 6},
+    aligning={**FULL.aligning, "batch_size": 4, "max_steps": 6},
     n_graded=4,
     n_tasks=10,
+    n_asked=6,
 )

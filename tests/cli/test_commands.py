@@ -224,11 +224,15 @@ def test_the_demo_without_a_model(tmp_path):
     for is_again in (False, True):
         done = run("demo", "--quick", "--out", out)
         assert done.returncode == 0, done.stderr
-        assert ("4. Pretraining" in done.stdout) != is_again and ("6. Taught" in done.stdout) != is_again
+        for stage in ("4. Pretraining", "6. Taught", "9. Of two answers", "10. Aligned"):
+            assert (stage in done.stdout) != is_again
+        assert "gap closed" in done.stdout and "aligned, reward" in done.stdout
         assert done.stdout.count("the same story") == 2 and done.stdout.count("% (") == 6
     assert {path.name for path in out.iterdir()} >= {"world", "shards", "readers", "run", "tuned", "chat", "story.gguf"}
     assert (out / "run" / "report.html").is_file() and (out / "run" / "model" / "config.json").is_file()
-    assert (out / "tuned" / "model" / "adapter_config.json").is_file()
+    for name in ("tuned", "aligned"):
+        assert (out / name / "model" / "adapter_config.json").is_file()
+    assert (out / "reward" / "calibration.png").is_file()
 
 
 def test_the_demo_with_a_model_is_a_chat(model):

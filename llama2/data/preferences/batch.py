@@ -18,7 +18,7 @@ from torch import Tensor
 from llama2.data.batch import Batch, Span, collate
 from llama2.data.examples import Examples
 
-MULTIPLE = 16
+MULTIPLE = 32
 """Rows are this many tokens long, or twice, three times as many, so that few shapes occur."""
 
 
