@@ -136,11 +136,15 @@ class PagedCache:
         return bias.to(self.device)
 
     def _plan_fast(self, placed: list[tuple[Tensor, Span, int]]) -> None:
-        singles = [each for each in placed if len(each[1].tokens) == 1]
         width = self.n_kv_heads * self.config.head_dim * self.k[0].itemsize
-        if len(singles) > 1 and max(span.end for _, span, _ in singles) * width <= GATHER_BYTES:
-            self.jobs.append(self._gathered(singles))
-            placed = [each for each in placed if len(each[1].tokens) > 1]
+        alike: dict[int, list[tuple[Tensor, Span, int]]] = {}
+        for each in placed:
+            if len(each[1].tokens) == 1 and each[1].end * width <= GATHER_BYTES:
+                alike.setdefault(each[1].end.bit_length(), []).append(each)
+        together = [some for some in alike.values() if len(some) > 1]
+        self.jobs += [self._gathered(some) for some in together]
+        done = {at for some in together for *_, at in some}
+        placed = [each for each in placed if each[2] not in done]
         for table, span, at in placed:
             n, window = len(span.tokens), self.config.sliding_window
             first = 0 if window is None else self._first_seen(span.start)
@@ -151,7 +155,7 @@ class PagedCache:
             self.jobs.append(_Job(slice(at, at + n), self._keys(table, first, span.end), mask, is_single=is_one))
 
     def _gathered(self, singles: list[tuple[Tensor, Span, int]]) -> _Job:
-        """One problem for each of many sequences, all as long as the longest."""
+        """One problem for each of many sequences of about one length, all as long as the longest."""
         longest = max(span.end for _, span, _ in singles)
         positions = torch.tensor([[span.start] for _, span, _ in singles])
         keys = torch.zeros(len(singles), longest, dtype=torch.long)
