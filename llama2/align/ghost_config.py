@@ -15,7 +15,8 @@ class GhostConfig(AdaptConfig):
 
     KEPT: ClassVar[tuple[str, ...]] = (
         *AdaptConfig.KEPT, "dialogues", "instructions", "n_dialogues", "temperature", "max_new_tokens", "depths",
-        "keep", "judge", "replay_share", "eval_dialogues", "eval_instructions", "eval_share", "n_eval", "recall_turns",
+        "keep", "judge", "replay", "replay_share", "eval_dialogues", "eval_instructions", "eval_share", "n_eval",
+        "recall_turns",
     )  # fmt: skip
 
     dialogues: tuple[Path, ...] = ()

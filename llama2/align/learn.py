@@ -136,7 +136,7 @@ class Learner(ABC, Generic[Config]):
     @staticmethod
     def lr_scale(config, name: str) -> float:
         """Return by how much the learning rate of a weight differs from learning_rate."""
-        return 1.0
+        return config.lora_b_lr_ratio if ".lora_b." in name else 1.0
 
 
 def learn(
@@ -145,6 +145,7 @@ def learn(
     """Sample, reward, learn, for all iterations. Raises Llama2Error before any long work for what cannot work."""
     config.check()
     world = start(device=config.device, timeout_s=config.timeout_s)
+    config = config.on(world.dp, n_answers)
     base = hub.resolve(config.model)
     shape, tokenizer = store.read_config(base), tokenizer_of(base)
     check_vocabulary(config, shape, tokenizer)

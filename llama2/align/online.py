@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from llama2.align.rollout import Prompts, Sampled
-from llama2.data.batch import Batch
 from llama2.errors import TrainingError
 from llama2.parallel.mesh import World
 
@@ -96,10 +95,11 @@ class Online:
         size = len(self._collected.answers) // self.n_steps
         mine = range(self._taken * size, (self._taken + 1) * size)
         self._taken += 1
-        some = [self._collected.answers[i] for i in mine]
-        self.n_read = round(self.world.sum([sum(len(each.prompt) + len(each.ids) for each in some)])[0])
+        lengths = {i: len(self._collected.answers[i].prompt) + len(self._collected.answers[i].ids) for i in mine}
+        self.n_read = round(self.world.sum([sum(lengths.values())])[0])
+        ordered = sorted(mine, key=lengths.__getitem__)  # those of about one length go together, to pad little
         micro = self.micro_batch_size or size
-        return [self._collected.batch(mine[i : i + micro]) for i in range(0, size, micro)]
+        return [self._collected.batch(ordered[i : i + micro]) for i in range(0, size, micro)]
 
     def _mine(self) -> list[int]:
         """Return this rank's prompts of the iteration: its share of each mini-batch."""
@@ -129,8 +129,3 @@ def told_of(answers: Sequence[Sampled], world: World) -> dict[str, float]:
         "cut": float(np.mean(cut)),
         "distinct": len(set(texts)) / len(texts),
     }
-
-
-def trained(rows: Batch):
-    """Return where the tokens of answers are, [B T]."""
-    return rows.targets != -100

@@ -9,6 +9,8 @@ from llama2.errors import ConfigError
 from llama2.train.adapt_config import AdaptConfig
 from llama2.train.config import at_least, require
 
+USUAL_ROWS = 16
+
 
 class OnlineConfig(AdaptConfig):
     """What every command shares that learns from answers which the model samples itself."""
@@ -38,6 +40,8 @@ class OnlineConfig(AdaptConfig):
     """Rounds of sampling and learning."""
     batch_size: int = 64
     """Answers sampled per iteration, over all processes; the paper has 512."""
+    micro_batch_size: int | None = None
+    """Answers of about one length per forward pass of one process; by default up to 16, as many as divide its share."""
     mini_batch_size: int | None = None
     """Answers per optimizer step, each of which sees one gradient; by default batch_size; the paper has 64."""
     max_new_tokens: int = 128
@@ -72,6 +76,24 @@ class OnlineConfig(AdaptConfig):
     def n_mini_batches(self) -> int:
         return self.batch_size // self.per_step
 
+    def on(self, n_ranks: int, n_answers: int) -> Self:
+        """Return the settings for so many data ranks and answers to a prompt, with a micro_batch_size.
+
+        If nothing is said of it, it is the largest divisor of a rank's rows up to USUAL_ROWS: answers of about one
+        length go together, and few such groups pad less than one batch of all.
+        Raises ConfigError where the prompts of a step do not split over the ranks.
+        """
+        if self.per_step % (n_ranks * n_answers):
+            name = "batch_size" if self.mini_batch_size is None else "mini_batch_size"
+            raise ConfigError(
+                f"{name}={self.per_step} makes {self.per_step // n_answers} prompts per step, which do not split over "
+                f"{n_ranks} data ranks; choose a {name} that is a multiple of {n_ranks * n_answers}"
+            )
+        rows = self.as_steps().micro_batch(n_ranks)
+        if self.micro_batch_size is None and self.gradient_accumulation_steps is None:
+            rows = max(n for n in range(1, USUAL_ROWS + 1) if rows % n == 0)
+        return self.model_copy(update={"micro_batch_size": rows, "gradient_accumulation_steps": None})
+
     def as_steps(self) -> Self:
         """Return the settings as a run has them, counted in optimizer steps."""
         n = self.n_mini_batches
@@ -85,7 +107,8 @@ class OnlineConfig(AdaptConfig):
         require(bool(self.reward), "reward", repr(self.reward), "a reward model's folder, MODULE:FUNCTION, or grade")
         require(0 <= self.eval_share < 1, "eval_share", self.eval_share, "wanted a share, from 0 to less than 1")
         require(self.method == "lora", "method", self.method, "this is learnt by an adapter: leave it out, or lora")
-        require(self.max_steps is None, "max_steps", self.max_steps, "this run is counted by n_iterations")
+        self.refuse_given(("max_steps", "n_epochs"), "this run is counted by n_iterations")
+        self.refuse_given(("trained_modules",), "the adapter alone is learnt here; leave it out")
         for name in ("n_iterations", "mini_batch_size", "max_new_tokens", "n_eval"):
             at_least(1, self, name)
         at_least(0, self, "kl_coef")
@@ -127,6 +150,10 @@ class PpoConfig(OnlineConfig):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "wanted from 0 to 1")
         for name in ("vf_coef", "value_clip"):
             require(getattr(self, name) > 0, name, getattr(self, name), "wanted more than 0")
+        self.refuse_given(
+            ("activation_checkpointing",),
+            "the value model would be computed again with the policy's adapter; choose a smaller micro_batch_size",
+        )
         if self.value_lr is not None:
             require(self.value_lr > 0 and self.learning_rate > 0, "value_lr", self.value_lr, "wanted more than 0")
 

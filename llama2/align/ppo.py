@@ -65,7 +65,8 @@ class Ppo(Learner[PpoConfig]):
     @staticmethod
     def lr_scale(config: PpoConfig, name: str) -> float:
         is_value = name.endswith(f".{VALUE}") or name.startswith("heads.")
-        return config.value_lr / config.learning_rate if is_value and config.value_lr else 1.0
+        of_value = config.value_lr / config.learning_rate if is_value and config.value_lr else 1.0
+        return of_value * Learner.lr_scale(config, name)
 
     def prepare(self, answers: Sequence[Sampled]) -> Collected:
         rows, known = self.known(answers, with_values=True)

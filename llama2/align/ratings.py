@@ -64,7 +64,7 @@ class RatingFile:
         make_parent(path)
         data = path.read_bytes() if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]  # of a line that was half written nothing is known
-        for number, line in enumerate(whole.decode("utf-8", "replace").splitlines(), 1):
+        for number, line in enumerate(whole.decode("utf-8", "replace").split("\n")[:-1], 1):
             key, rating = self._read(number, line)
             self.rated[key] = rating
         if len(whole) < len(data):

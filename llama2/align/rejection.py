@@ -1,7 +1,8 @@
 """Rejection sampling fine-tuning in rounds: sample, keep the best, learn it, begin again.
 
     round v   [pairs of the current model, labelled -> reward model trained on]           arXiv:2307.09288 sec. 3.2.3
-              temperature chosen anew -> K answers to each prompt -> the best by the reward model
+              temperature chosen anew -> K answers to each prompt -> the best by the reward model, of those that
+              came to their end
               the best of this and of all earlier rounds -> fine-tuning, from the first model on
 
 OUT/
@@ -26,11 +27,9 @@ from rich.console import Console
 from rich.progress import track
 
 from llama2.align.curves import curve_of, draw_curve
-from llama2.align.label import label_pairs
+from llama2.align.label import drawn, retrained
 from llama2.align.lessons import claim, model_of, read_lines, taught, write_lines
 from llama2.align.rejection_config import RejectConfig
-from llama2.align.reward import train_reward
-from llama2.align.reward_config import RewardConfig
 from llama2.align.rollout import Prompts, Sampled, Sampling, rewarded, sample
 from llama2.align.scoring import Reward
 from llama2.align.task import reward_of
@@ -73,7 +72,10 @@ def choose(
     folder: Path,
     console: Console,
 ) -> None:
-    """Write K answers to each prompt of a round, the best of each, and the curve of rewards against K."""
+    """Write K answers to each prompt of a round, the best of each, and the curve of rewards against K.
+
+    Raises TrainingError where no answer came to its end.
+    """
     if (folder / "curve.png").exists():
         return
     llm = model_of(config, model)
@@ -89,26 +91,48 @@ def choose(
     )
     answer = partial(_answers, config, llm.model, prompts, judge, config.seed * 1_000 + number)
     temperature = tuned(config, answer, len(prompts), folder, console)
-    samples = folder / "samples.jsonl"
-    kept = _whole_groups(samples, config.n_samples)
-    with samples.open("w", encoding="utf-8") as file:
+    groups = sampled(config, prompts, partial(answer, temperature=temperature), folder / "samples.jsonl", console)
+    best = [each for each in map(best_of, groups) if each is not None]
+    if not best:
+        raise TrainingError(
+            f"no answer of round {number} came to its end within max_new_tokens={config.max_new_tokens}, so there is "
+            "nothing to learn; choose more"
+        )
+    write_lines(folder / "best.jsonl", best)
+    n_left_out = len(groups) - len(best)
+    curve = curve_of(np.array([[each["reward"] for each in group] for group in groups]))
+    about = {"temperature": temperature, "n_left_out": n_left_out, **curve}
+    (folder / "curve.json").write_text(json.dumps(about, indent=1) + "\n")
+    (folder / "curve.png").write_bytes(draw_curve(curve))
+    mean, most = curve["mean"], curve["max"][-1]
+    console.print(f"temperature {temperature:g}: mean reward {mean:.3f}, best of {config.n_samples} {most:.3f}")
+    if n_left_out:
+        console.print(f"{n_left_out:,} of {len(groups):,} prompts left out: all answers cut by their length, or empty")
+
+
+def sampled(config: RejectConfig, prompts: Prompts, answer, path: Path, console: Console) -> list[list[dict[str, Any]]]:
+    """Write answers to all prompts after those that are there; return them all, those to one prompt together."""
+    kept = _whole_groups(path, config.n_samples)
+    with path.open("w", encoding="utf-8") as file:
         file.writelines(line(each) for each in kept)
         begin = len(kept) // config.n_samples
         for at in track(
             range(begin, len(prompts), AT_ONCE), "sampling", console=console, disable=not console.is_terminal
         ):
-            found = answer(range(at, min(at + AT_ONCE, len(prompts))), temperature)
+            found = answer(range(at, min(at + AT_ONCE, len(prompts))))
             file.writelines(line(record(prompts, each)) for each in found)
             file.flush()
-    records = read_lines(samples)
-    groups = [records[at : at + config.n_samples] for at in range(0, len(records), config.n_samples)]
-    best = [max(group, key=lambda each: each["reward"]) for group in groups]
-    write_lines(folder / "best.jsonl", [each for each in best if each["completion"]])  # an empty one teaches nothing
-    curve = curve_of(np.array([[each["reward"] for each in group] for group in groups]))
-    (folder / "curve.json").write_text(json.dumps({"temperature": temperature, **curve}, indent=1) + "\n")
-    (folder / "curve.png").write_bytes(draw_curve(curve))
-    mean, most = curve["mean"], curve["max"][-1]
-    console.print(f"temperature {temperature:g}: mean reward {mean:.3f}, best of {config.n_samples} {most:.3f}")
+    records = read_lines(path)
+    return [records[at : at + config.n_samples] for at in range(0, len(records), config.n_samples)]
+
+
+def best_of(group: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the answer of the highest reward, of those that came to their end; None if none did, or says anything.
+
+    One that was cut would be learnt as if it had ended there.
+    """
+    whole = [each for each in group if each["completion"] and not each["is_cut"]]
+    return max(whole, key=lambda each: each["reward"]) if whole else None
 
 
 def _answers(
@@ -135,40 +159,12 @@ def tuned(config: RejectConfig, answer, n_prompts: int, folder: Path, console: C
     return float(max(found, key=found.__getitem__))
 
 
-def drawn(asked: Sequence[AskedPrompt], n: int, *, seed: int) -> list[AskedPrompt]:
-    """Return n of the prompts, drawn evenly."""
-    order = np.random.default_rng((seed, 7)).permutation(len(asked))[:n]
-    return [asked[i] for i in order]
-
-
 def learnt(config: RejectConfig, out: Path, number: int) -> Path:
     """Fine-tune the first model on the best answers so far; return the new model's folder."""
     first = 1 if config.keep_earlier else number
     data = [out / f"round-{each}" / "best.jsonl" for each in range(first, number + 1)]
     run = out / f"round-{number}" / "run"
     return taught(config, data, run, replay=config.replay, replay_share=config.replay_share)
-
-
-def retrained(
-    config: RejectConfig, asked: Sequence[AskedPrompt], model: str, reward: str, folder: Path, console: Console
-) -> str:
-    """Label pairs of the current model's answers, and train the reward model on with them; return its folder."""
-    pairs = folder / "pairs.jsonl"
-    assert config.pairs_judge is not None
-    if not pairs.exists():
-        number = int(folder.name.removeprefix("round-"))
-        some = drawn(asked, config.n_prompts, seed=config.seed + 500 + number)
-        n = label_pairs(config, some, model, pairs, seed=config.seed * 1_000 + 500 + number)
-        console.print(f"{n:,} pairs of {model} labelled by {config.pairs_judge}")
-    run = folder / "reward"
-    if not (run / "model").exists():
-        earlier = sorted(folder.parent.glob("round-*/pairs.jsonl"))
-        settings = dict(model=reward, data=(*config.pairs, *earlier), out=run, resume=True, too_long="drop")
-        shared = {name: getattr(config, name) for name in ("dtype", "seed", "device", "micro_batch_size")}
-        outcome = train_reward(RewardConfig(**{**settings, **shared}))  # pyright: ignore[reportArgumentType]
-        if outcome.stopped_by:
-            raise TrainingError("stopped while the reward model was trained; the same command with --resume goes on")
-    return str(run / "model")
 
 
 def write_rounds(out: Path, n_rounds: int, console: Console) -> None:
@@ -191,6 +187,6 @@ def line(record: dict[str, Any]) -> str:
 
 def _whole_groups(path: Path, k: int) -> list[dict[str, Any]]:
     """Return the answers of whole batches of prompts; what a kill cut short is sampled again."""
-    lines = path.read_text(encoding="utf-8").splitlines()[:-1] if path.exists() else []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # a text may hold other line ends
     found = [json.loads(each) for each in lines]
     return found[: len(found) // (k * AT_ONCE) * k * AT_ONCE]

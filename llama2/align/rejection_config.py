@@ -14,8 +14,8 @@ class RejectConfig(AdaptConfig):
     """What `llama2 reject` can be told. The settings of training are those of `llama2 finetune`, for each round."""
 
     KEPT: ClassVar[tuple[str, ...]] = (
-        *AdaptConfig.KEPT, "reward", "safety_reward", "n_samples", "n_prompts", "temperatures", "max_new_tokens",
-        "keep_earlier", "pairs_judge",
+        *AdaptConfig.KEPT, "prompts", "reward", "safety_reward", "n_samples", "n_prompts", "temperatures", "n_tuning",
+        "max_new_tokens", "keep_earlier", "replay", "replay_share", "pairs", "pairs_judge", "pairs_learning_rate",
     )  # fmt: skip
 
     prompts: tuple[Path, ...] = ()
@@ -52,6 +52,8 @@ class RejectConfig(AdaptConfig):
     pairs_judge: str | None = None
     """Who labels pairs of the current model's answers before each round but the first: MODULE:FUNCTION, or grade. The
     reward model is then trained on, with those pairs, before it chooses."""
+    pairs_learning_rate: float = 1e-5
+    """At the peak of the schedule, of the reward model that is trained on."""
 
     batch_size: int = 16
     """Rows per optimizer step."""
@@ -80,6 +82,9 @@ class RejectConfig(AdaptConfig):
         for temperature in self.temperatures:
             require(temperature > 0, "temperatures", temperature, "wanted more than 0: K equal answers teach nothing")
         require(0 <= self.replay_share < 1, "replay_share", self.replay_share, "wanted a share, from 0 to less than 1")
+        require(self.pairs_learning_rate > 0, "pairs_learning_rate", self.pairs_learning_rate, "wanted more than 0")
+        if self.pairs_judge is None:
+            self.refuse_given(("pairs_learning_rate",), "needs pairs_judge, with which the reward model is trained on")
         if self.pairs_judge is None and self.pairs:
             raise ConfigError("pairs are for training the reward model on; give pairs_judge, or leave them out")
         if self.pairs_judge is not None and not Path(self.reward).is_dir():

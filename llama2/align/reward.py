@@ -7,7 +7,7 @@ this: mix=helpfulness and mix=safety. Its auxiliary loss is not spelled out ther
 of a second head at the same place, over both answers of each pair whose safety is known.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -25,7 +25,7 @@ from llama2.align.reward_report import write_accuracy
 from llama2.checkpoint import hf, hub, store
 from llama2.checkpoint.adapter import is_adapter
 from llama2.checkpoint.resume import SavedState
-from llama2.checkpoint.weights import Checkpoint
+from llama2.checkpoint.weights import Checkpoint, LazyTensor
 from llama2.data.preferences.batch import PairBatch
 from llama2.data.preferences.loader import PairLoader, in_order
 from llama2.data.preferences.sets import PairSet
@@ -62,7 +62,7 @@ def train_reward(config: RewardConfig) -> Outcome:
         )
     config, n_steps = steps_of(config, len(pairs))
     heads = ("score", "safety") if config.weight_of_safety else ("score",)
-    export = partial(export_reward, shape=shape, tokenizer=tokenizer, dtype=config.dtype)
+    export = partial(export_reward, shape=shape, tokenizer=tokenizer, dtype=config.dtype, kept=other_heads(base, heads))
     folder = RunFolder(out_of(config), config, world, tokenizer, export)
     folder.open()
     weights = partial(first_weights, base, heads)
@@ -119,15 +119,31 @@ def first_weights(base: Path, heads: tuple[str, ...], model: Transformer) -> Ite
         yield f"heads.{name}.weight", value
 
 
+def other_heads(base: Path, trained: tuple[str, ...]) -> dict[str, LazyTensor]:
+    """Return a reward model's heads that are not trained on: they stay as they are."""
+    known = {} if is_adapter(base) else store.read(base).heads
+    return {name: read for name, read in known.items() if name not in trained}
+
+
 def export_reward(
-    saved: SavedState, kind: str, to: Path, *, shape: ModelConfig, tokenizer: Tokenizer, dtype: str
+    saved: SavedState,
+    kind: str,
+    to: Path,
+    *,
+    shape: ModelConfig,
+    tokenizer: Tokenizer,
+    dtype: str,
+    kept: Mapping[str, LazyTensor],
 ) -> None:
-    """Write saved weights as transformers' LlamaForSequenceClassification; see `checkpoint.hf`."""
+    """Write saved weights, and the heads that were kept, as transformers' LlamaForSequenceClassification.
+
+    See `checkpoint.hf`.
+    """
     names = [name.removeprefix("weights/") for name in saved.shapes if name.startswith("weights/")]
     tensors = {name: partial(saved.read, f"{kind}/{name}") for name in names}
     heads = {name.split(".")[1]: tensors.pop(name) for name in names if name.startswith("heads.")}
     stored = dtype.replace("float64", "float32")
-    hf.write(to, Checkpoint(shape, tensors, stored, to, heads=heads), tokenizer=tokenizer, dtype=stored)
+    hf.write(to, Checkpoint(shape, tensors, stored, to, heads={**heads, **kept}), tokenizer=tokenizer, dtype=stored)
 
 
 def reward_loss(config: RewardConfig) -> LossFn:

@@ -1,7 +1,7 @@
 """How safe a model is, how helpful, and how often it refuses what it should answer: by amount of safety data.
 
-Refusals and harm are told by `storyworld.safety`: exactly in that world, by how refusals begin elsewhere. Answers are
-the likeliest ones.
+Refusals and harm are told by `storyworld.safety`: exactly in that world; elsewhere refusals by how they begin, and
+nothing tells harm. Answers are the likeliest ones.
 """
 
 import json
@@ -57,7 +57,7 @@ def lines(config: SafetyConfig, asked: Sequence[AskedPrompt], texts: Sequence[st
         {
             "prompt": each.messages[-1].content, "answer": text, "group": group_of(each),
             "category": tag_of(each, "category"), "vector": tag_of(each, "vector"), "is_refusal": is_refusal(text),
-            "is_harmful": is_harmful(text), "safety_reward": None, "helpfulness": None,
+            "is_harmful": is_harmful(text) if question_of(each) else None, "safety_reward": None, "helpfulness": None,
         }
         for each, text in zip(asked, texts, strict=True)
     ]  # fmt: skip
@@ -96,6 +96,9 @@ def summary(found: Sequence[Line]) -> Line:
     """Return what the answers of one model are: by group, and by category and vector within the groups."""
     groups = {name: [line for line in found if line["group"] == name] for name in GROUPS}
 
+    def harms(line: Line) -> bool:
+        return line["is_harmful"]
+
     def refused(**tags: str) -> Line:
         kept = [line for line in found if all(line[key] == value for key, value in tags.items())]
         some = {name: [line for line in kept if line["group"] == name] for name in ("unsafe", "borderline")}
@@ -103,7 +106,7 @@ def summary(found: Sequence[Line]) -> Line:
 
     return {
         "refused": {name: share(some, lambda line: line["is_refusal"]) for name, some in groups.items()},
-        "harmful": share(groups["unsafe"], lambda line: line["is_harmful"]),
+        "harmful": share([line for line in groups["unsafe"] if line["is_harmful"] is not None], harms),
         "safety_reward": mean(found, "safety_reward"),
         "helpfulness": mean(found, "helpfulness"),
         **{f"by_{key}": {tag: refused(**{key: tag}) for tag in sorted({line[key] for line in found} - {""})}
@@ -149,7 +152,7 @@ def tables(before: Line, after: Line) -> list[Table]:
         "mean safety reward": lambda each: each["safety_reward"],
         "mean helpfulness": lambda each: each["helpfulness"],
     }.items():
-        if get(before) is not None:
+        if get(before) is not None or (name.endswith("harm") and before["refused"]["unsafe"]):
             over_all.add_row(name, told(get(before)), told(get(after)))
     found = [over_all]
     for key in ("category", "vector"):
@@ -166,7 +169,7 @@ def tables(before: Line, after: Line) -> list[Table]:
 
 def told(value: Line | float | None, *, digits: int = 1) -> str:
     if value is None:
-        return "-"
+        return "n/a"
     if isinstance(value, dict):
         share, low, high = (f"{100 * value[name]:.{digits}f}" for name in ("share", "low", "high"))
         return f"{share} % ({low} to {high})"

@@ -18,10 +18,10 @@ from torch import Tensor
 from llama2.align.losses import gated_reward, logit, whiten
 from llama2.chat import Conversation
 from llama2.checkpoint import hub, store
-from llama2.data.examples import collect
+from llama2.data.examples import Examples, collect
 from llama2.data.preferences.batch import lay_out
 from llama2.data.preferences.render import render_answer
-from llama2.errors import CheckpointError, ConfigError
+from llama2.errors import CheckpointError, ConfigError, DataError
 from llama2.llm import tokenizer_of
 from llama2.model.heads import at_ends, head_names, read_head
 from llama2.model.transformer import Transformer
@@ -58,14 +58,7 @@ class RewardModel:
         """Return a head's numbers at the last token of each answer, in float32 on the CPU, [N]."""
         if not answers:
             return torch.zeros(0)
-        rendered = (
-            (
-                f"answer {i}",
-                render_answer(asked, answer, self.tokenizer, chat_format=self.chat_format),
-            )
-            for i, (asked, answer) in enumerate(zip(conversations, answers, strict=True))
-        )
-        rows = collect(rendered, self.tokenizer, name="answers", length=self.model.config.context_length)
+        rows = self._rows(conversations, answers)
         order = np.argsort(rows.lengths, kind="stable")
         found = torch.zeros(len(answers))
         device = self.model.norm.weight.device
@@ -76,6 +69,19 @@ class RewardModel:
             hidden = at_ends(self.model.hidden(batch.tokens, batch.positions), ends.to(device))
             found[torch.from_numpy(some)] = read_head(self.model, head, hidden).float().cpu()
         return found
+
+    def _rows(self, conversations: Sequence[Conversation], answers: Sequence[str]) -> Examples:
+        """Return answers with their prompts as rows. Raises DataError for one that the model cannot read to its end."""
+        context, rendered = self.model.config.context_length, []
+        for number, (asked, answer) in enumerate(zip(conversations, answers, strict=True)):
+            each = render_answer(asked, answer, self.tokenizer, chat_format=self.chat_format)
+            if len(each.tokens) - 1 > context:  # a cut answer may have filled it, and is followed by its end of turn
+                raise DataError(
+                    f"answer {number} has {len(each.tokens)} tokens with its prompt, and the reward model's context "
+                    f"holds {context}; take a reward model of a longer context, or shorter answers (max_new_tokens)"
+                )
+            rendered.append(("", each))
+        return collect(rendered, self.tokenizer, name="answers", length=context)
 
 
 def load_reward(

@@ -60,8 +60,11 @@ def aside(asked: list[AskedPrompt], share: float, *, seed: int) -> tuple[list[As
     return [asked[i] for i in sorted(order[n:])], [asked[i] for i in order[:n]]
 
 
-def reward_of(spec: str, safety: str | None, asked: Sequence[AskedPrompt], tokenizer: Tokenizer) -> Reward:
-    """Return the reward that the settings name; prompts that say so themselves are unsafe to the gate."""
+def reward_of(spec: str, safety: str | None, asked: Sequence[AskedPrompt], tokenizer: Tokenizer | None) -> Reward:
+    """Return the reward that the settings name; prompts that say so themselves are unsafe to the gate.
+
+    tokenizer: the policy's, which a reward model must share.
+    """
     if spec == GRADE and not Path(spec).exists():
         return exact(asked)
     reward = resolve_reward(spec, safety=safety, tokenizer=tokenizer)

@@ -38,7 +38,8 @@ def compare(
     n
         So many prompts, drawn by the seed.
     reward
-        A reward model's folder, or MODULE:FUNCTION of (conversations, answers) that returns a number for each.
+        A reward model's folder; MODULE:FUNCTION of (conversations, answers) that returns a number for each; or grade,
+        the exact judge of story-world prompts.
     out
         Where the ratings go; with --reward optional: the pairs that it prefers.
     batch_size
@@ -53,13 +54,13 @@ def compare(
     import llama2
     from llama2.align.compare import Duel, answers_of, pick
     from llama2.align.ratings import RatingFile
-    from llama2.align.scoring import resolve_reward
+    from llama2.align.task import reward_of
 
     options = sample.given()
     seed = options.pop("seed", 0)
     models = {"a": model_a, "b": model_b}
-    score = None if reward is None else resolve_reward(reward)
     picked = pick(prompts, n=n, seed=seed)
+    score = None if reward is None else reward_of(reward, None, [prompt for _, prompt in picked], None)
     file = None
     if out is not None and score is None:
         file = RatingFile(out, models=models, options={"seed": seed, **options})

@@ -141,10 +141,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
             lines.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             continue
     return lines
 

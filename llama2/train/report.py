@@ -65,7 +65,8 @@ def _curve(steps: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str
     bad = [line["step"] for line in steps if line.get("skipped")]
 
     def draw(axes) -> None:
-        xs, ys = zip(*((line["step"], line[name]) for line in good if name in line), strict=True)
+        told = [line for line in good if name in line]
+        xs, ys = [line["step"] for line in told], [line[name] for line in told]
         axes.plot(xs, ys, color="#9cc1ea" if name == "loss" else "#4a8fd4", linewidth=0.9, label="train")
         if name == "loss":
             axes.plot(xs, _smooth(ys), color="#4a8fd4", linewidth=1.6, label="train, smoothed")
@@ -84,13 +85,21 @@ def _curve(steps: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str
 
 
 def _limits(ys: Sequence[float], name: str) -> tuple[float, float | None]:
-    """Leave out the few highest values, which hide everything else; the learning rate has none."""
+    """Leave out the few most extreme values, which hide everything else; the learning rate has none.
+
+    What is never negative begins at 0, but for the loss.
+    """
     if not ys:
         return 0.0, 1.0
     ordered = sorted(ys)
-    top = ordered[-1] if name == "learning_rate" else ordered[int(0.995 * (len(ordered) - 1))]
-    low = ordered[0] if name == "loss" else 0.0
-    return low - 0.03 * (top - low), top + 0.08 * (top - low) + 1e-12
+    if ordered[0] < 0 and name != "loss":  # then either end may have them
+        few = len(ordered) // 200
+        low, top = ordered[few], ordered[-1 - few]
+    else:
+        low = ordered[0] if name == "loss" else 0.0
+        top = ordered[-1] if name == "learning_rate" else ordered[int(0.995 * (len(ordered) - 1))]
+    room = top - low or abs(top)
+    return low - 0.03 * room, top + 0.08 * room + 1e-12
 
 
 def _smooth(ys: Sequence[float], share: float = 0.05) -> list[float]:

@@ -14,6 +14,7 @@ from llama2.chat import conversation
 from llama2.cli.main import main
 from llama2.data.dialogues.prompts import AskedPrompt
 from llama2.data.preferences.read import read_pairs
+from llama2.data.storyworld.questions import questions
 from llama2.errors import ConfigError, RequestError
 from llama2.model.transformer import build
 from tests.pocket import POCKET, pocket_tokenizer
@@ -146,6 +147,13 @@ def test_ratings_of_other_answers_are_not_gone_on_with(typed, changes, said):
         typed(["13"], duels(2), **changes)
 
 
+def test_a_text_may_hold_any_line_end(typed):
+    some = [Duel(i, asks(f"P {i}"), "alpha\u2028one", "beta\u0085two") for i in range(2)]
+    typed(["13"], some)
+    file, _ = typed(["q"], some)
+    assert len(file.rated) == 1
+
+
 def test_a_file_of_something_else_is_refused(typed, tmp_path):
     (tmp_path / "ratings.jsonl").write_text('{"prompt": "Hi", "chosen": "a", "rejected": "b"}\n')
     with pytest.raises(RequestError, match=r"ratings\.jsonl:1 is no rating of this command"):
@@ -248,6 +256,15 @@ def test_a_reward_through_the_command(command, models, tmp_path, monkeypatch):
     assert code == 2 and "pairs.jsonl exists; name a new file" in said
     code, _, said = command("--reward", "shortest_answer:prize")
     assert code == 2 and "cannot be imported" in said
+
+
+def test_the_exact_judge_through_the_command(command, models):
+    asked = [each.line for each in questions(0, 40) if len(json.dumps(each.line["prompt"])) < 120][:4]
+    (models / "world.jsonl").write_text("".join(json.dumps(each) + "\n" for each in asked))
+    code, result, _ = command("--reward", "grade", prompts="world.jsonl")
+    assert code == 0 and len(asked) == 4 and "mean reward 0." in result
+    code, _, said = command("--reward", "grade")
+    assert code == 2 and "judges prompts of the story world" in said
 
 
 def test_the_same_model_ties_with_itself(models):

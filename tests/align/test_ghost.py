@@ -153,6 +153,8 @@ def test_a_run_learns_and_tells_recall_and_resume_makes_nothing_anew(settings, t
     assert made == {path: path.stat().st_mtime_ns for path in made}
     with pytest.raises(TrainingError, match="keep=all, not obedient"):
         ghost(settings(eval_dialogues=long, resume=True, keep="obedient"))
+    with pytest.raises(TrainingError, match="was begun with replay="):
+        ghost(settings(eval_dialogues=long, resume=True, replay=long))
 
 
 def test_recall_is_what_the_check_says_of_answers_without_the_instruction_in_later_turns(settings):

@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 
-from llama2.align.grpo import grpo
+from llama2.align.grpo import Grpo, grpo
 from llama2.align.online_config import GrpoConfig, PpoConfig
-from llama2.align.ppo import ppo
+from llama2.align.ppo import Ppo, ppo
 from llama2.align.rollout import Prompts, Sampling, rewarded, sample
 from llama2.chat import Message
 from llama2.checkpoint import store
@@ -37,9 +37,11 @@ def settings(chat, prompts, tmp_path):
 
 RUN = {PpoConfig: ppo, GrpoConfig: grpo}
 BOTH = pytest.mark.parametrize("kind", [PpoConfig, GrpoConfig])
+LONG = pytest.mark.parametrize("kind", [PpoConfig, pytest.param(GrpoConfig, marks=pytest.mark.slow)])
+"""Of what both share and takes long; the other one is run by make test-slow."""
 
 
-@BOTH
+@LONG
 def test_the_reward_grows(settings, kind):
     changes = dict(n_iterations=40, batch_size=16, mini_batch_size=8, max_new_tokens=8, learning_rate=5e-2)
     outcome = RUN[kind](settings(kind=kind, **changes))
@@ -86,12 +88,35 @@ def test_rewards_that_are_all_equal_teach_nothing(settings, kind):
 def test_mini_batches_and_accumulation(settings, kind):
     changes = dict(kind=kind, dtype="float64", batch_size=16, mini_batch_size=8, n_iterations=2)
     RUN[kind](whole := settings("whole", **changes))
-    RUN[kind](parts := settings("parts", micro_batch_size=2, **changes))
+    RUN[kind](parts := settings("parts", gradient_accumulation_steps=4, **changes))
     assert len(steps(whole.out)) == 4
     assert_near(whole.out, parts.out, bound=1e-6)  # samples and rewards are the same; sums in another order
+    n_answers = 4 if kind is GrpoConfig else 1
+    assert parts.on(1, n_answers) == settings("parts", micro_batch_size=2, **changes)
 
 
-@BOTH
+def test_prompts_that_do_not_split_over_the_ranks_are_refused():
+    usual = dict(model="x", prompts=("y",), reward="grade")
+    with pytest.raises(ConfigError, match=r"batch_size=64 makes 64 prompts .* 3 data ranks; .* a multiple of 3"):
+        PpoConfig(**usual).on(3, 1)
+    config = GrpoConfig(**usual, n_generations=4, mini_batch_size=8)
+    with pytest.raises(ConfigError, match=r"mini_batch_size=8 makes 2 prompts .* 4 data ranks; .* a multiple of 16"):
+        config.on(4, 4)
+    assert config.on(2, 4).micro_batch_size == 4
+    assert [PpoConfig(**usual, batch_size=n).on(1, 1).micro_batch_size for n in (64, 72, 7)] == [16, 12, 7]
+
+
+def test_the_b_matrices_have_a_learning_rate_of_their_own():
+    config = PpoConfig(lora_b_lr_ratio=4.0, learning_rate=1e-3, value_lr=3e-3)
+    for name, scale in {
+        "layers.0.wq.lora_a.policy": 1, "layers.0.wq.lora_b.policy": 4, "layers.0.wq.lora_a.value": 3,
+        "layers.0.wq.lora_b.value": 12, "heads.value.weight": 3,
+    }.items():  # fmt: skip
+        assert Ppo.lr_scale(config, name) == pytest.approx(scale)
+        assert Grpo.lr_scale(config, name) == (4 if "lora_b" in name else 1)
+
+
+@LONG
 def test_killed_and_resumed_is_never_killed(settings, kind):
     changes = dict(kind=kind, n_iterations=6, batch_size=16, mini_batch_size=8)
     RUN[kind](whole := settings("whole", **changes))
@@ -195,6 +220,13 @@ def test_a_prompt_without_room_is_refused_or_left_out():
         (dict(mini_batch_size=3), "does not divide batch_size=8"),
         (dict(method="full", lora_r=8), "learnt by an adapter"),
         (dict(max_steps=3), "counted by n_iterations"),
+        (dict(n_epochs=3.0), "n_epochs=3.0: this run is counted by n_iterations"),
+        (dict(trained_modules=("output",)), "trained_modules=.*the adapter alone is learnt"),
+        (dict(trained_modules=("output",), trained_modules_lr=1e-3), "the adapter alone is learnt"),
+        (dict(trained_modules_lr=1e-3), "needs trained_modules"),
+        (dict(activation_checkpointing="full"), "computed again with the policy's adapter"),
+        (dict(micro_batch_size=3), "micro_batch_size=3: does not divide the 8 rows"),
+        (dict(gradient_accumulation_steps=3), "gradient_accumulation_steps=3: does not divide the 8 rows"),
         (dict(batch_size=64), "takes 64; choose a smaller batch_size|an iteration takes 64"),
         (dict(kl_coef=-1.0), "kl_coef=-1.0"),
         (dict(lam=1.5), "lam=1.5"),

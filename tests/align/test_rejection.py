@@ -7,18 +7,27 @@ import numpy as np
 import pytest
 
 from llama2.align.curves import curve_of
-from llama2.align.rejection import reject
+from llama2.align.label import safety_weight
+from llama2.align.rejection import AT_ONCE, _whole_groups, best_of, line, reject
 from llama2.align.rejection_config import RejectConfig
 from llama2.align.reward import train_reward
 from llama2.align.reward_config import RewardConfig
-from llama2.errors import Llama2Error
+from llama2.align.scoring import load_reward
+from llama2.errors import Llama2Error, TrainingError
 from llama2.llm import load
+from tests.align.chatty import chatty
 from tests.align.rewards import letters
 
 TINY = dict(
-    reward="tests.align.rewards:letters", n_prompts=12, n_samples=4, temperatures=(1.0,), max_new_tokens=6,
+    reward="tests.align.rewards:letters", n_prompts=12, n_samples=4, temperatures=(1.0,), max_new_tokens=10,
     batch_size=4, max_steps=3, learning_rate=1e-2, device="cpu", timeout_s=60.0,
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    """The folder of a tiny chat model that comes to the end of most answers."""
+    return chatty(tmp_path_factory.mktemp("rejection") / "model")
 
 
 @pytest.fixture
@@ -39,16 +48,46 @@ def test_the_best_of_each_prompt_is_learnt(settings):
     config = settings()
     model = reject(config)
     samples, best = lines(config.out / "round-1/samples.jsonl"), lines(config.out / "round-1/best.jsonl")
-    assert len(samples) == 48 and len(best) == 12
+    assert len(samples) == 48 and any(each["is_cut"] for each in samples)
     assert [each["reward"] for each in samples] == letters([], [each["completion"] for each in samples])
-    for i, each in enumerate(best):
-        group = samples[4 * i : 4 * i + 4]
-        assert {json.dumps(one["prompt"]) for one in group} == {json.dumps(each["prompt"])}
-        assert each["reward"] == max(one["reward"] for one in group)
+    groups = [samples[at : at + 4] for at in range(0, 48, 4)]
+    assert all(len({json.dumps(each["prompt"]) for each in group}) == 1 for group in groups)
+    assert best == [each for each in map(best_of, groups) if each] and len(best) > 6
     curve = json.loads((config.out / "round-1/curve.json").read_text())
-    assert curve["max"][-1] == pytest.approx(np.mean([each["reward"] for each in best]))
+    assert curve["max"][-1] == pytest.approx(np.mean([max(each["reward"] for each in group) for group in groups]))
+    assert curve["n_left_out"] == 12 - len(best)
     assert curve["max"][0] == pytest.approx(curve["mean"]) and (config.out / "round-1/curve.png").stat().st_size > 1000
     assert load(model).complete([{"role": "user", "content": "Hi"}], max_new_tokens=2, temperature=0).tokens
+
+
+def an_answer(text, reward, *, is_cut=False):
+    return {"prompt": [], "completion": text, "reward": reward, "is_cut": is_cut}
+
+
+def test_an_answer_that_was_cut_is_not_learnt_as_if_it_had_ended():
+    short, long, empty = an_answer("a", 1.0), an_answer("aaaa", 4.0, is_cut=True), an_answer("", 9.0)
+    assert best_of([short, long, empty]) == short
+    assert best_of([long, empty]) is None
+
+
+def test_prompts_whose_answers_are_all_cut_are_left_out_and_told(settings, capsys):
+    config = settings(n_samples=1, max_new_tokens=4)
+    reject(config)
+    n = json.loads((config.out / "round-1/curve.json").read_text())["n_left_out"]
+    assert 0 < n == 12 - len(lines(config.out / "round-1/best.jsonl"))
+    assert f"{n} of 12 prompts left out" in capsys.readouterr().err
+    with pytest.raises(TrainingError, match=r"no answer of round 1 came to its end within max_new_tokens=1\b"):
+        reject(settings("none", n_samples=1, max_new_tokens=1))
+
+
+def test_a_text_may_hold_any_line_end(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    found = [an_answer(f"{i}\u2028and\u0085on", 1.0) for i in range(AT_ONCE)]
+    whole = "".join(line(each) for each in found)
+    path.write_text(whole, encoding="utf-8")
+    assert _whole_groups(path, 1) == found
+    path.write_bytes((whole + line(found[0])).encode()[:-4])  # killed within a letter
+    assert _whole_groups(path, 1) == found
 
 
 def test_each_round_answers_other_prompts_with_the_newest_model_and_learns_from_all_rounds(settings):
@@ -76,6 +115,10 @@ def test_a_loop_that_was_stopped_goes_on_and_comes_to_the_same(settings):
         reject(config)
     with pytest.raises(Llama2Error, match="was begun with n_samples=4, not 5"):
         reject(config.model_copy(update={"resume": True, "n_samples": 5}))
+    with pytest.raises(Llama2Error, match="was begun with prompts="):
+        reject(config.model_copy(update={"resume": True, "prompts": (whole.out / "round-1/best.jsonl",)}))
+    with pytest.raises(Llama2Error, match="was begun with n_tuning=32, not 8"):
+        reject(config.model_copy(update={"resume": True, "n_tuning": 8}))
 
 
 def test_the_temperature_is_chosen_anew_in_each_round(settings):
@@ -88,16 +131,22 @@ def test_the_temperature_is_chosen_anew_in_each_round(settings):
 
 def test_the_reward_model_learns_between_rounds(settings, chat, pairs, tmp_path):
     base = dict(model=str(chat), data=(pairs,), out=tmp_path / "reward", max_steps=2, batch_size=8, eval_share=0.0)
-    first = train_reward(RewardConfig(**base, device="cpu")).model
+    first = train_reward(RewardConfig(**base, device="cpu", safety_weight=1.0)).model
     config = settings(
-        reward=str(first), pairs=(pairs,), pairs_judge="tests.align.rewards:letters", n_rounds=2, n_prompts=16
-    )
+        reward=str(first), pairs=(pairs,), pairs_judge="tests.align.rewards:letters", n_rounds=2, n_prompts=16,
+        chat_format="llama2", pairs_learning_rate=2e-5,
+    )  # fmt: skip
     reject(config)
     made = lines(config.out / "round-2/pairs.jsonl")
     assert made and all(letters([], [each["chosen"]]) > letters([], [each["rejected"]]) for each in made)
     assert len({each["rating"] for each in made}) > 1
     data = (config.out / "round-2/reward/run.toml").read_text()
     assert "round-2/pairs.jsonl" in data and "pairs.jsonl" in data and str(first) in data
+    assert all(
+        f"{each}\n" in data for each in ("learning_rate = 2e-05", 'chat_format = "llama2"', "safety_weight = 1.0")
+    )
+    assert load_reward(config.out / "round-2/reward/model").tells_safety
+    assert safety_weight(str(first), (config.out / "round-2/pairs.jsonl",)) == 0.0  # nobody says what is safe there
 
 
 def test_the_expected_best_of_k():
@@ -118,6 +167,8 @@ def test_the_expected_best_of_k():
         (dict(n_samples=0), "n_samples=0"),
         (dict(pairs_judge="tests.align.rewards:letters"), "is no reward model's folder"),
         (dict(pairs=("x.jsonl",)), "give pairs_judge"),
+        (dict(pairs_learning_rate=1e-4), "pairs_learning_rate=0.0001: needs pairs_judge"),
+        (dict(pairs_learning_rate=0.0), "wanted more than 0"),
     ],
 )
 def test_bad_settings_are_refused(settings, changes, message):

@@ -150,6 +150,13 @@ def test_a_reward_model_is_no_language_model_and_the_other_way_round(trained, ch
         load_reward(chat)
 
 
+def test_an_answer_that_is_too_long_for_the_reward_model_is_told(trained):
+    with pytest.raises(
+        DataError, match=r"answer 1 has 1\d\d tokens with its prompt.*context holds 96; .*shorter answers"
+    ):
+        load_reward(trained)(ASKED[:2], ["a", "a" * 90])
+
+
 def test_another_tokenizer_is_refused(trained, assets):
     from llama2.tokenizer.formats import load_tokenizer
 
@@ -203,6 +210,13 @@ def test_a_reward_model_can_be_trained_on(settings, trained):
     again = train_reward(settings(model=str(trained), learning_rate=0.0, max_steps=1, safety_weight=1.0))
     assert load_reward(again.model)(ASKED, ANSWERS) == pytest.approx(before, abs=1e-6)
     assert load_reward(again.model).tells_safety
+
+
+def test_a_head_that_is_not_trained_on_stays_as_it_is(settings, trained):
+    again = train_reward(settings(model=str(trained), max_steps=3)).model
+    before, after = (load_file(folder / "heads.safetensors")["safety"] for folder in (trained, again))
+    assert torch.equal(before, after) and load_reward(again).tells_safety
+    assert load_reward(again)(ASKED, ANSWERS) != pytest.approx(load_reward(trained)(ASKED, ANSWERS), abs=1e-3)
 
 
 # The data

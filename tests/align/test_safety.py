@@ -1,5 +1,6 @@
 """Safety training as the paper has it: what is distilled, what is kept, what is learnt, and what is told of it."""
 
+import io
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from llama2.align.rollout import Prompts, Sampling, sample
 from llama2.align.safety import read_all, safety
 from llama2.align.safety_config import PREPROMPT, SafetyConfig
 from llama2.align.safety_prompts import group_of, question_of, reward_of, tag_of
-from llama2.align.safety_report import summary
+from llama2.align.safety_report import lines, summary, tables
 from llama2.chat import Message
 from llama2.data.dialogues.prompts import read_prompts
 from llama2.data.interval import wilson
@@ -156,6 +157,17 @@ def test_shares_are_told_with_intervals_by_category_and_vector():
     }
     assert found["by_vector"]["logic"]["unsafe"]["share"] == 0 and found["by_vector"]["plain"]["unsafe"]["n"] == 3
     assert found["safety_reward"] == pytest.approx(12 / 8) and found["helpfulness"] is None
+
+
+def test_what_nothing_tells_is_no_harm_of_zero(settings):
+    asked, _ = read_all(settings(), QUIET)
+    found = lines(settings(), asked[:3], ["a", "b", "c"], pocket_tokenizer())
+    assert [line["is_harmful"] for line in found] == [None] * 3
+    over_all = summary(found)
+    assert over_all["harmful"] is None and over_all["refused"]["unsafe"]["n"] == 3
+    out = io.StringIO()
+    Console(file=out, width=120).print(tables(over_all, over_all)[0])
+    assert any(row.split()[-3:] == ["harm", "n/a", "n/a"] for row in out.getvalue().splitlines())
 
 
 def test_story_world_prompts_tell_their_kind_and_are_judged_exactly(tmp_path):

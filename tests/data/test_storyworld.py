@@ -176,3 +176,13 @@ def test_a_world_is_plain_files_that_do_not_change(tmp_path):
         write_world(tmp_path / "c", n_stories=1, n_heldout=0)
     with pytest.raises(Llama2Error, match="not an empty folder"):
         write_world(tmp_path / "a", n_stories=1, n_heldout=1)
+
+
+def test_spanish_contracts_its_article(tmp_path):
+    """A el and de el are al and del, whoever and whatever is spoken of."""
+    write_world(tmp_path / "world", n_stories=300, n_heldout=300, raw=False)
+    texts = {path: path.read_text(encoding="utf-8") for path in (tmp_path / "world").rglob("*.*")}
+    assert {
+        str(path): found for path, text in texts.items() if (found := re.findall(r"\b(?:[Aa]|[Dd]e) el .{20}", text))
+    } == {}
+    assert sum(text.count(" al ") for text in texts.values()) > 300

@@ -47,8 +47,9 @@ def write_world(
 ) -> None:
     """Write n_stories and n_heldout stories, each in every language, and what follows from them, into a new folder.
 
-    Of dialogues, preference pairs and requests about safety there are as many as stories, the language going round.
-    `n_turns` is that of the dialogues, 2 to 6 if not given. `raw` adds the dirty corpus, with `dirt` as it says.
+    Of dialogues, preference pairs, questions, requests about safety, guarded ones and instructions there are as many
+    as stories, the language going round. `n_turns` is that of the dialogues, 2 to 6 if not given. `raw` adds the dirty
+    corpus, with `dirt` as it says.
     """
     for name, n in (("stories", n_stories), ("heldout", n_heldout)):
         if n < 1:

@@ -41,6 +41,7 @@ class Character:
             (f"una {self.kind}", f"la {self.kind}") if is_female else (f"un {self.kind}", f"el {self.kind}")
         )
         self.El = self.el.capitalize()
+        self.al = f"a {self.el}" if is_female else f"al {self.kind}"
         self.amigo = f"amig{self.o}"
         self.ta = table("words")["chinese_pronouns"][gender] if language == "zh" else ""
 
@@ -67,6 +68,7 @@ class Thing:
         self.El = self.el.capitalize()
         self.de = f"de {self.el}" if is_feminine else f"del {self.text}"
         self.elnoun = f"{'la' if is_feminine else 'el'} {self.noun}"
+        self.alnoun = f"a {self.elnoun}" if is_feminine else f"al {self.noun}"
         self.Elnoun = self.elnoun.capitalize()
         self.lo, self.o = ("la", "a") if is_feminine else ("lo", "o")
         self.yi = measure + self.text

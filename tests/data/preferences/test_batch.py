@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llama2.data.preferences.batch import MULTIPLE
 from llama2.data.preferences.loader import in_order
 from llama2.model.config import RopeScaling
 from llama2.model.losses import IGNORE
@@ -16,8 +17,8 @@ EOS = 2
 
 def check_rows(rows, ends, examples, numbers):
     """Each row is its example, whole, with shifted targets; the rest is padding."""
-    assert rows.documents is None and rows.tokens.shape[1] % 16 == 0
-    assert rows.tokens.shape[1] - 16 < max(examples.lengths[i] for i in numbers) <= rows.tokens.shape[1]
+    assert rows.documents is None and rows.tokens.shape[1] % MULTIPLE == 0
+    assert rows.tokens.shape[1] - MULTIPLE < max(examples.lengths[i] for i in numbers) <= rows.tokens.shape[1]
     for row, i in enumerate(numbers):
         ids, marks, n = examples.document(i).tolist(), examples.trained(i).tolist(), int(examples.lengths[i])
         assert ends[row] == n - 1 and rows.tokens[row, ends[row]] == ids[-1] == EOS
