@@ -73,8 +73,8 @@ def read(path: Path) -> Checkpoint:
     for name, head in heads.items():
         if head.shape != (1, config.dim):
             raise CheckpointError(
-                f"{path}: tensor {SCORE if name == 'score' else name!r} has shape {head.shape}, not {(1, config.dim)}: a "
-                "reward is one number; other heads for classification are left out before loading"
+                f"{path}: tensor {SCORE if name == 'score' else name!r} has shape {head.shape}, not "
+                f"{(1, config.dim)}: a reward is one number; other heads are left out before loading"
             )
     stored = _by_canonical_name(path, config, found)
     check_shapes(path, config, {name: tensor.shape for name, tensor in stored.items()}, spelled=hf_name)
