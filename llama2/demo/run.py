@@ -100,7 +100,7 @@ def align(out: Path, size: Size, chat: Path, say: Callable[[str], None], console
         say(f"9. Of two answers the better one: a reward model: {reward}")
         check(train_reward(RewardConfig(**{**pairs, **size.reward, "out": reward})))
     if not (aligned / "model").exists():
-        say(f"10. Aligned to what is preferred, by DPO: {aligned}")
+        say(f"10. Aligned to what is preferred, by ORPO: {aligned}")
         check(train_dpo(DpoConfig(**{**pairs, **size.aligning, "out": aligned})))
     say("11. Held-out questions, answered before and after")
     show_alignment(str(chat), str(aligned / "model"), str(reward / "model"), console, size.n_asked)

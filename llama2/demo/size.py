@@ -48,8 +48,8 @@ FULL = Size(
         batch_size=32, max_steps=150, learning_rate=2e-3, dtype="bfloat16", too_long="drop", eval_share=0.02,
     ),
     aligning=dict(
-        batch_size=16, max_steps=250, learning_rate=2e-3, beta=0.3, nll_weight=2.0, dtype="bfloat16", too_long="drop",
-        eval_share=0.02,
+        method="full", loss="orpo", optimizer="muon", batch_size=16, max_steps=400, learning_rate=5e-3, beta=0.2,
+        dtype="bfloat16", too_long="drop", eval_share=0.02,
     ),
     n_graded=100,
     n_tasks=300,
