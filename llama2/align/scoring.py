@@ -28,6 +28,9 @@ from llama2.model.transformer import Transformer
 from llama2.tokenizer.tokenizer import Tokenizer
 
 Reward = Callable[[Sequence[Conversation], Sequence[str]], list[float]]
+BEYOND = 2
+"""Contexts that an answer with its prompt may take: broken bytes, as bad models sample them, are three tokens each when
+their text is encoded anew, and rotations have no end. Such an answer must not end a run."""
 GATE = 0.15
 """Below this probability of being safe an answer counts by its safety (arXiv:2307.09288 sec. 3.2.3)."""
 
@@ -75,13 +78,13 @@ class RewardModel:
         context, rendered = self.model.config.context_length, []
         for number, (asked, answer) in enumerate(zip(conversations, answers, strict=True)):
             each = render_answer(asked, answer, self.tokenizer, chat_format=self.chat_format)
-            if len(each.tokens) - 1 > context:  # a cut answer may have filled it, and is followed by its end of turn
+            if len(each.tokens) > BEYOND * context:
                 raise DataError(
                     f"answer {number} has {len(each.tokens)} tokens with its prompt, and the reward model's context "
                     f"holds {context}; take a reward model of a longer context, or shorter answers (max_new_tokens)"
                 )
             rendered.append(("", each))
-        return collect(rendered, self.tokenizer, name="answers", length=context)
+        return collect(rendered, self.tokenizer, name="answers", length=BEYOND * context)
 
 
 def load_reward(

@@ -152,9 +152,10 @@ def test_a_reward_model_is_no_language_model_and_the_other_way_round(trained, ch
 
 def test_an_answer_that_is_too_long_for_the_reward_model_is_told(trained):
     with pytest.raises(
-        DataError, match=r"answer 1 has 1\d\d tokens with its prompt.*context holds 96; .*shorter answers"
+        DataError, match=r"answer 1 has 2\d\d tokens with its prompt.*context holds 96; .*shorter answers"
     ):
-        load_reward(trained)(ASKED[:2], ["a", "a" * 90])
+        load_reward(trained)(ASKED[:2], ["a", "a" * 200])
+    assert len(load_reward(trained)(ASKED[:2], ["a", "\ufffd" * 30])) == 2  # sampled as broken bytes, 30 tokens
 
 
 def test_another_tokenizer_is_refused(trained, assets):

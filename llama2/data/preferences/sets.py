@@ -29,7 +29,26 @@ TooLong = Literal["refuse", "drop"]
 
 
 @dataclass(frozen=True)
-class PairSet:
+class Judged:
+    """Answers with their prompts as tokens."""
+
+    rows: Examples
+
+    @property
+    def name(self) -> str:
+        return self.rows.name
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        return self.rows.tokenizer_sha256
+
+    @property
+    def n_tokens(self) -> int:
+        return self.rows.n_tokens
+
+
+@dataclass(frozen=True)
+class PairSet(Judged):
     """N pairs as tokens, and what people said of them."""
 
     rows: Examples
@@ -45,18 +64,6 @@ class PairSet:
 
     def __len__(self) -> int:
         return len(self.ratings)
-
-    @property
-    def name(self) -> str:
-        return self.rows.name
-
-    @property
-    def tokenizer_sha256(self) -> str:
-        return self.rows.tokenizer_sha256
-
-    @property
-    def n_tokens(self) -> int:
-        return self.rows.n_tokens
 
     @property
     def what(self) -> str:
@@ -86,28 +93,15 @@ class PairSet:
 
 
 @dataclass(frozen=True)
-class LabelledSet:
+class LabelledSet(Judged):
     """N single answers as tokens, and whether each is a good one."""
 
-    rows: Examples
     is_good: np.ndarray
     """bool [N]."""
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.is_good)
-
-    @property
-    def name(self) -> str:
-        return self.rows.name
-
-    @property
-    def tokenizer_sha256(self) -> str:
-        return self.rows.tokenizer_sha256
-
-    @property
-    def n_tokens(self) -> int:
-        return self.rows.n_tokens
 
     @property
     def what(self) -> str:
