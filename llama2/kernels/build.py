@@ -16,6 +16,8 @@ from importlib.resources import files
 from pathlib import Path
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
+WISHES = (("-fopenmp", "-mprefer-vector-width=512"), ("-fopenmp",), ())
+"""Flags that not every compiler knows, best first. OpenMP's threads are PyTorch's: both load one libgomp."""
 
 
 @cache
@@ -52,7 +54,9 @@ def _built(compiler: str) -> Path:
         (each for each in files("llama2.kernels").iterdir() if each.name.endswith(".c")), key=lambda e: e.name
     )
     texts = [each.read_bytes() for each in sources]
-    name = hashlib.sha256(b"\0".join([*texts, compiler.encode(), " ".join(FLAGS).encode(), _processor()])).hexdigest()
+    name = hashlib.sha256(
+        b"\0".join([*texts, compiler.encode(), repr((FLAGS, WISHES)).encode(), _processor()])
+    ).hexdigest()
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama2" / "kernels"
     path = folder / f"{name[:20]}.so"
     if path.exists():
@@ -62,8 +66,12 @@ def _built(compiler: str) -> Path:
         for source, text in zip(sources, texts, strict=True):
             (Path(work) / source.name).write_bytes(text)
         made, names = Path(work) / "kernels.so", [source.name for source in sources]
-        command = [compiler, *FLAGS, "-o", str(made), *names]
-        subprocess.run(command, cwd=work, check=True, capture_output=True, text=True, timeout=120)
+        for wishes in WISHES:
+            command = [compiler, *FLAGS, *wishes, "-o", str(made), *names, "-lm"]
+            done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=120)
+            if done.returncode == 0:
+                break
+        done.check_returncode()
         made.replace(path)  # complete or not there at all
     return path
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from llama2.model import fused
 from llama2.model.transformer import Transformer
 
 IGNORE = -100
@@ -90,19 +91,10 @@ class _Chunked(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden if of_hidden else hidden[:0])
         d_weight = torch.zeros_like(weight if of_weight else weight[:0], dtype=wide)
         for start in range(0, len(targets), rows):
-            h, target = hidden[start : start + rows], targets[start : start + rows, None]
-            ignored = target == IGNORE
-            target = target.masked_fill(ignored, 0)
-            logits = F.linear(h, weight).to(wide)  # [n V]
-            highest, where = logits.max(-1, keepdim=True)
-            aimed = logits.gather(-1, target)
-            slope = logits.softmax(-1)
-            # The largest probability is 1 / sum(exp(logits - highest)): a normaliser that cannot overflow or vanish.
-            loss += (highest - slope.gather(-1, where).log() - aimed).masked_fill_(ignored, 0).sum()
-            if of_hidden or of_weight:
-                slope.scatter_add_(-1, target, torch.full_like(target, -1, dtype=wide))
-                slope.masked_fill_(ignored, 0)
-                slope = slope.to(hidden.dtype)
+            h, target = hidden[start : start + rows], targets[start : start + rows]
+            logits = F.linear(h, weight)  # [n V]
+            losses, slope = _slope(logits, target, fused.fits(logits) and any(needed))
+            loss += losses
             if of_hidden:
                 torch.mm(slope, weight, out=d_hidden[start : start + rows])
             if of_weight and wide == weight.dtype:
@@ -121,6 +113,24 @@ class _Chunked(torch.autograd.Function):
             for each, is_needed in zip((d_hidden, d_weight), ctx.needed, strict=True)
         ]
         return *found, None, None, None
+
+
+def _slope(
+    logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], by_kernel: bool
+) -> tuple[Float[Tensor, ""], Float[Tensor, "N V"]]:
+    """Return the sum of -ln p(target), and its derivative by the logits in their dtype; the logits are used up."""
+    if by_kernel:
+        return -fused.slope_(logits, targets, torch.ones(len(logits))).sum(), logits
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    numbers, ignored = logits.to(wide), (targets == IGNORE)[:, None]
+    target = targets[:, None].masked_fill(ignored, 0)
+    highest, where = numbers.max(-1, keepdim=True)
+    aimed = numbers.gather(-1, target)
+    slope = numbers.softmax(-1)
+    # The largest probability is 1 / sum(exp(logits - highest)): a normaliser that cannot overflow or vanish.
+    loss = (highest - slope.gather(-1, where).log() - aimed).masked_fill_(ignored, 0).sum()
+    slope.scatter_add_(-1, target, torch.full_like(target, -1, dtype=wide))
+    return loss, slope.masked_fill_(ignored, 0).to(logits.dtype)
 
 
 def token_logprobs(model: Transformer, batch, *, temperature: float = 1.0) -> Float[Tensor, "B T"]:
@@ -165,6 +175,26 @@ def logprobs_plain(
     return aimed.masked_fill(ignored, 0), entropy.detach().masked_fill(ignored, 0)
 
 
+def _logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    if fused.fits(hidden, weight):
+        return fused.target_logprobs(F.linear(hidden, weight), targets, temperature=temperature)
+    return logprobs_plain(hidden, weight, targets, temperature)
+
+
+def _logprobs_slope(logits: Tensor, targets: Tensor, weights: Tensor, temperature: float) -> Float[Tensor, "N V"]:
+    """Return (onehot(target) - softmax(logits / temperature)) * weight, 0 for targets of -100; logits are used up."""
+    if fused.fits(logits):
+        fused.slope_(logits, targets, -weights.float(), temperature=temperature)
+        return logits
+    wide, ignored = torch.promote_types(logits.dtype, torch.float32), targets == IGNORE
+    target = targets.masked_fill(ignored, 0)[:, None]
+    slope = -(logits.to(wide) / temperature).softmax(-1)
+    slope.scatter_add_(-1, target, torch.ones_like(target, dtype=wide))
+    return (slope * weights.masked_fill(ignored, 0)[:, None]).to(logits.dtype)
+
+
 class _Logprobs(torch.autograd.Function):
     """Log-probabilities of targets a chunk of rows at a time, forward and backward.
 
@@ -174,7 +204,7 @@ class _Logprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, temperature: float):
         parts = [
-            logprobs_plain(hidden[at : at + rows], weight, targets[at : at + rows], temperature)
+            _logprobs(hidden[at : at + rows], weight, targets[at : at + rows], temperature)
             for at in range(0, max(1, len(targets)), rows)
         ]
         logprobs, entropy = (torch.cat(each) for each in zip(*parts, strict=True))
@@ -192,11 +222,8 @@ class _Logprobs(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         for at in range(0, len(targets), ctx.rows):
             part = slice(at, at + ctx.rows)
-            ignored = targets[part] == IGNORE
-            target = targets[part].masked_fill(ignored, 0)[:, None]
-            slope = -(F.linear(hidden[part], weight).to(wide) / ctx.temperature).softmax(-1)
-            slope.scatter_add_(-1, target, torch.ones_like(target, dtype=wide))
-            slope = (slope * (grads[0][part].masked_fill(ignored, 0) / ctx.temperature)[:, None]).to(hidden.dtype)
+            logits, weights = F.linear(hidden[part], weight), grads[0][part] / ctx.temperature
+            slope = _logprobs_slope(logits, targets[part], weights, ctx.temperature)
             if d_hidden is not None:
                 d_hidden[part] = slope @ weight
             if d_weight is not None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from llama2.model import fused
 from llama2.model.arithmetic import Linear, linear, silu
 from llama2.model.attention import Cache, attend, visible
 from llama2.model.config import ModelConfig
@@ -29,6 +30,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        if fused.applies(x, self.weight):
+            return fused.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
 
 
@@ -49,6 +52,8 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "B T D"], turns: Tensor, mask: Tensor | None, cache: Cache | None
     ) -> Float[Tensor, "B T D"]:
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))  # [B T H|K Dh]
+        if cache is None and 1 < x.shape[1] <= fused.LONGEST and fused.applies(q, k, v):
+            return self.wo(fused.attend(q, k, v, turns, mask).flatten(-2))
         q, k = rotate(q, turns), rotate(k, turns)
         out = attend(q, k, v, mask) if cache is None else cache.attend(self.layer_id, q, k, v)
         return self.wo(out.flatten(-2))
@@ -64,7 +69,8 @@ class FeedForward(nn.Module):
         self.w3 = Linear(config.dim, config.ffn_dim, bias=config.ffn_bias)
 
     def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return self.w2(silu(self.w1(x)) * self.w3(x))
+        a, b = self.w1(x), self.w3(x)
+        return self.w2(fused.swiglu(a, b) if fused.applies(a, b) else silu(a) * b)
 
 
 class Block(nn.Module):
