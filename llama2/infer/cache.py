@@ -14,12 +14,14 @@ which changes no bit of them (`tests/infer/test_invariant.py`).
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from llama2.infer.blocks import BLOCK
+from llama2.infer.paged import PagedQueries, has_kernel, slots_of
 from llama2.infer.sequence import Span
 from llama2.model.attention import attend, visible
 from llama2.model.config import ModelConfig
@@ -64,6 +66,7 @@ class PagedCache:
         self.v = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
         self.device = device
         self.jobs: list[_Job] = []
+        self.one_by_one: PagedQueries | None = None
 
     @property
     def bytes_per_block(self) -> int:
@@ -89,18 +92,28 @@ class PagedCache:
 
     def place(self, spans: Many[Span]) -> None:
         """The next forward pass brings the tokens of these spans, one after the other in a single row."""
-        tables = [torch.tensor(span.sequence.blocks) for span in spans]
-        slots = [_slots(table, span.start, span.end) for table, span in zip(tables, spans, strict=True)]
-        self.slots = torch.cat(slots).to(self.device)
-        at, self.jobs = 0, []
-        placed = []
-        for table, span in zip(tables, spans, strict=True):
-            placed.append((table, span, at))
-            at += len(span.tokens)
+        self.slots = slots_of(spans).to(self.device)
+        starts = accumulate((len(span.tokens) for span in spans), initial=0)
+        self.jobs, self.one_by_one, others = [], None, list(zip(spans, starts, strict=False))
+        if has_kernel(self.k[0]):
+            mine, others = self._for_kernel(others)
+            self.one_by_one = PagedQueries.of(mine, self.config.sliding_window) if mine else None
+        placed = [(torch.tensor(span.sequence.blocks), span, at) for span, at in others]
         if self.is_invariant:
             self._plan_invariant(placed)
         else:
             self._plan_fast(placed)
+
+    def _for_kernel(self, placed: list[tuple[Span, int]]) -> tuple[list[tuple[Span, int]], list[tuple[Span, int]]]:
+        """Return which spans the kernel computes, and the others: all of them, or short ones of a token."""
+        if self.is_invariant:
+            return placed, []
+        longest = GATHER_BYTES // (self.n_kv_heads * self.config.head_dim * self.k[0].itemsize)
+        mine = [len(span.tokens) == 1 and span.end <= longest for span, _ in placed]
+        return (
+            [each for each, is_mine in zip(placed, mine, strict=True) if is_mine],
+            [each for each, is_mine in zip(placed, mine, strict=True) if not is_mine],
+        )
 
     def _plan_invariant(self, placed: list[tuple[Tensor, Span, int]]) -> None:
         alone: dict[int, list[tuple[Tensor, int, int, int]]] = {}
@@ -185,11 +198,13 @@ class PagedCache:
         keys, values, n = self.k[layer], self.v[layer], len(self.slots)
         keys[self.slots], values[self.slots] = k[0, :n], v[0, :n]
         outs = [self._attend(job, q[0, job.queries], keys[job.keys], values[job.keys]) for job in self.jobs]
-        if len(outs) == 1 and n == q.shape[1]:
+        if len(outs) == 1 and n == q.shape[1] and self.one_by_one is None:
             return outs[0][None]
         out = torch.zeros_like(q[0])
         for job, each in zip(self.jobs, outs, strict=True):
             out[job.queries] = each
+        if self.one_by_one is not None:
+            self.one_by_one.attend(q[0].contiguous(), keys, values, out)
         return out[None]
 
     def _attend(self, job: _Job, q: Float[Tensor, "Q H Dh"], k: Tensor, v: Tensor) -> Float[Tensor, "Q H Dh"]:

@@ -21,7 +21,7 @@ from llama2.infer.blocks import BLOCK, BlockPool
 from llama2.infer.completion import best, completion, unless_failed
 from llama2.infer.request import Completion, FinishReason, Request, Token, TopLogprobs
 from llama2.infer.runner import Runner
-from llama2.infer.sampling import choose, needs_penalties, penalise, uniform
+from llama2.infer.sampling import choose, logprob_of, logprobs_of, needs_penalties, penalise, uniforms
 from llama2.infer.scheduler import Scheduler
 from llama2.infer.sequence import Sequence, Span
 from llama2.infer.speculative import Drafter, Speculation
@@ -279,7 +279,7 @@ class Engine:
             positions = range(start, min(start + 256, end))
             logits = self.runner.project(hidden, [position - span.start for position in positions])
             found = zip(logits.log_softmax(dim=-1), positions, strict=True)
-            sequence.prompt_logprobs += [_logprob(row, sequence.ids[at + 1], wanted) for row, at in found]
+            sequence.prompt_logprobs += [logprob_of(row, sequence.ids[at + 1], wanted) for row, at in found]
 
     def _sample(self, spans: Many[Span], logits: dict[Sequence, Tensor]) -> list[Token]:
         """Choose the next token of every sequence that was read to its end, and of a draft as many as are right."""
@@ -294,13 +294,14 @@ class Engine:
             if not live:
                 break
             rows = torch.stack([logits[span.sequence][number] for span in live])
-            still_live = []
-            for span, row, token_id in zip(live, rows, self._choose(live, rows), strict=True):
+            still_live, token_ids = [], self._choose(live, rows)
+            known = logprobs_of(rows, [span.sequence.params for span in live], token_ids)
+            for span, token_id, logprobs in zip(live, token_ids, known, strict=True):
                 sequence, draft = span.sequence, drafted[span.sequence]
                 if isinstance(token_id, Exception):
                     failed[sequence] = token_id
                     continue
-                event = self._event(sequence, token_id, row)
+                event = self._event(sequence, token_id, *logprobs)
                 events.append(event)
                 if event.finish_reason:
                     finished.add(sequence)
@@ -333,15 +334,13 @@ class Engine:
         is_plain = not any(needs_penalties(each.params) for each in sequences)
         allowed = logits if is_plain else torch.stack([row for row in rows if isinstance(row, Tensor)])
         chosen = [sequences[at] for at in able]
-        uniforms = [
-            uniform(each.seed, each.index, each.n_answer) if each.params.temperature else 0.0 for each in chosen
-        ]
-        token_ids = choose(allowed, [each.params for each in chosen], uniforms)
+        draws = uniforms([(each.seed, each.index, each.n_answer) for each in chosen])
+        token_ids = choose(allowed, [each.params for each in chosen], draws)
         for at, sequence, token_id in zip(able, chosen, token_ids, strict=True):
             found[at] = _advance(sequence, token_id) or token_id
         return found
 
-    def _event(self, sequence: Sequence, token_id: int, logits: Tensor) -> Token:
+    def _event(self, sequence: Sequence, token_id: int, logprob: float | None, top: TopLogprobs) -> Token:
         """Record the chosen token and say whether it is the last."""
         params, reason = sequence.params, None
         is_first = not sequence.n_answer
@@ -357,9 +356,6 @@ class Engine:
         sequence.ids.append(token_id)
         if sequence.n_answer == params.max_new_tokens or len(sequence.ids) >= self.model.config.context_length:
             reason: FinishReason | None = "length"
-        logprob, top = None, ()
-        if params.logprobs is not None or params.best_of is not None:
-            logprob, top = _logprob(logits.log_softmax(dim=-1), token_id, params.logprobs or 0)
         return Token(sequence.request.id, sequence.index, token_id, logprob, top, reason, **extra)
 
     def _leave(self, sequence: Sequence) -> None:
@@ -429,12 +425,6 @@ def _advance(sequence: Sequence, token_id: int) -> Exception | None:
 
 def _is_end(sequence: Sequence, token_id: int) -> bool:
     return token_id in sequence.params.stop_ids and not sequence.params.ignore_eos
-
-
-def _logprob(logprobs: Tensor, token_id: int, n_top: int) -> tuple[float, TopLogprobs]:
-    """Return the log-probability of a token, and the likeliest alternatives."""
-    top = logprobs.topk(min(n_top, logprobs.numel()))
-    return float(logprobs[token_id]), tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
 
 def free_memory(device: torch.device) -> int:

@@ -42,8 +42,8 @@ class Runner:
         tokens = [token_id for span in spans for token_id in span.tokens]
         n_tokens, n_rows = len(tokens), self._rows(len(tokens))
         padded = torch.tensor([tokens + tokens[:1] * (n_rows - n_tokens)], device=self.device)
-        positions = torch.zeros(1, n_rows, dtype=torch.long)
-        positions[0, :n_tokens] = torch.cat([torch.arange(span.start, span.end) for span in spans])
+        where = [position for span in spans for position in range(span.start, span.end)]
+        positions = torch.tensor([where + [0] * (n_rows - n_tokens)])
         self.cache.place(spans)
         return self.model.hidden(padded, positions.to(self.device), cache=self.cache)[0, :n_tokens]
 

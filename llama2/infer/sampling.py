@@ -13,13 +13,42 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llama2.infer.request import Matcher, SamplingParams
+from llama2.infer.request import Matcher, SamplingParams, TopLogprobs
 
 
-def uniform(seed: int, index: int, step: int) -> float:
-    """Return the number in [0, 1) that belongs to this step of this answer."""
-    key, counter = np.array([seed % 2**64, index], np.uint64), np.array([step, 0, 0, 0], np.uint64)
-    return (int(np.random.Philox(key=key, counter=counter).random_raw()) >> 11) * 2.0**-53
+def uniforms(keys: Sequence[tuple[int, int, int]]) -> list[float]:
+    """Return the number in [0, 1) that belongs to each (seed, index, step): this step of this answer.
+
+    The first of the four words of Philox4x64-10 (Salmon et al., SC 2011) for the key (seed, index) and the counter
+    (step + 1, 0, 0, 0), as numpy.random.Philox gives it, for all answers at once.
+    """
+    if not keys:
+        return []
+    seeds, indices, steps = (np.array(each, np.uint64) for each in zip(*_within_64_bits(keys), strict=True))
+    words = [steps + np.uint64(1), *(np.zeros_like(steps) for _ in range(3))]
+    with np.errstate(over="ignore"):
+        for _ in range(10):
+            (high0, low0), (high1, low1) = _product(words[0], PHILOX_M[0]), _product(words[2], PHILOX_M[1])
+            words = [high1 ^ words[1] ^ seeds, low1, high0 ^ words[3] ^ indices, low0]
+            seeds, indices = seeds + PHILOX_W[0], indices + PHILOX_W[1]
+    return ((words[0] >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist()
+
+
+PHILOX_M = np.array([0xD2E7470EE14C6C93, 0xCA5A826395121157], np.uint64)
+PHILOX_W = np.array([0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B], np.uint64)
+
+
+def _within_64_bits(keys: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    return [(seed % 2**64, index, step) for seed, index, step in keys]
+
+
+def _product(a: np.ndarray, b: np.uint64) -> tuple[np.ndarray, np.ndarray]:
+    """Return the high and the low 64 bits of a product."""
+    half, mask = np.uint64(32), np.uint64(0xFFFFFFFF)
+    a1, a0, b1, b0 = a >> half, a & mask, b >> half, b & mask
+    middle = a1 * b0 + (a0 * b0 >> half)
+    other = a0 * b1 + (middle & mask)
+    return a1 * b1 + (middle >> half) + (other >> half), a * b
 
 
 def penalise(
@@ -154,7 +183,7 @@ def _typical(p: Float[Tensor, "B C"], share: Float[Tensor, "B 1"]) -> Float[Tens
     return p / _running(p)[:, -1:]
 
 
-def choose(logits: Float[Tensor, "B V"], params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
+def choose(logits: Float[Tensor, "B V"], params: Sequence[SamplingParams], draws: Sequence[float]) -> list[int]:
     """Return the next token id of each row; logits already penalised. A row's choice does not depend on the others."""
     chosen = logits.argmax(dim=-1).tolist()
     whole = [row for row, each in enumerate(params) if each.temperature > 0 and not _has_filter(each)]
@@ -162,7 +191,7 @@ def choose(logits: Float[Tensor, "B V"], params: Sequence[SamplingParams], unifo
     for rows in filter(None, (whole, some)):
         picked = logits if len(rows) == len(params) else logits[rows]
         own = [params[row] for row in rows]
-        u = torch.tensor([uniforms[row] for row in rows], device=logits.device, dtype=logits.dtype)[:, None]
+        u = torch.tensor([draws[row] for row in rows], device=logits.device, dtype=logits.dtype)[:, None]
         if rows is whole:  # nothing is dropped: no order is needed
             heat = torch.tensor([each.temperature for each in own], device=logits.device, dtype=logits.dtype)[:, None]
             p, ids = ((picked - picked.amax(dim=-1, keepdim=True)) / heat).softmax(dim=-1), None
@@ -185,3 +214,31 @@ def _drawn(p: Float[Tensor, "B C"], u: Float[Tensor, "B 1"]) -> Int[Tensor, "B 1
 
 def _has_filter(params: SamplingParams) -> bool:
     return bool(params.top_k) or params.top_p < 1 or params.min_p > 0 or params.typical_p < 1
+
+
+def logprobs_of(
+    logits: Float[Tensor, "B V"], params: Sequence[SamplingParams], token_ids: Sequence[int | Exception]
+) -> list[tuple[float | None, TopLogprobs]]:
+    """Return the log-probability of each row's chosen token, and the likeliest others, where they are asked for."""
+    is_asked = [
+        (each.logprobs is not None or each.best_of is not None) and isinstance(token_id, int)
+        for each, token_id in zip(params, token_ids, strict=True)
+    ]
+    if not any(is_asked):
+        return [(None, ())] * len(params)
+    table = logits.log_softmax(dim=-1)
+    ids = [token_id if isinstance(token_id, int) else 0 for token_id in token_ids]
+    values = table.gather(1, torch.tensor(ids, device=logits.device)[:, None])[:, 0].tolist()
+    found: list[tuple[float | None, TopLogprobs]] = []
+    for row, each, token_id, value, asked in zip(table, params, ids, values, is_asked, strict=True):
+        if asked and each.logprobs:
+            found.append(logprob_of(row, token_id, each.logprobs))
+        else:
+            found.append((value if asked else None, ()))
+    return found
+
+
+def logprob_of(logprobs: Float[Tensor, " V"], token_id: int, n_top: int) -> tuple[float, TopLogprobs]:
+    """Return the log-probability of a token, and the likeliest alternatives."""
+    top = logprobs.topk(min(n_top, logprobs.numel()))
+    return float(logprobs[token_id]), tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))

@@ -1,7 +1,7 @@
 """Speculative decoding: guess several tokens, check them all in one step, keep those that are right.
 
 A guess is right if it is the very token that would have been chosen without it: the draw at each place uses the number
-that belongs to that place (`sampling.uniform`), whoever guesses. So speculation never changes a text, greedy or
+that belongs to that place (`sampling.uniforms`), whoever guesses. So speculation never changes a text, greedy or
 sampled, which is stronger than the usual promise that it does not change the distribution (arXiv:2211.17192: accept
 with min(1, p/q), else draw from the rest). A draft model draws with the same numbers; where its distribution q equals
 p, every guess is right, and its guesses come true about as often as sum(min(p, q)) says (docs/answering.md).
@@ -20,7 +20,7 @@ import torch
 from llama2.errors import RequestError
 from llama2.infer.blocks import BLOCK, BlockPool
 from llama2.infer.runner import Runner
-from llama2.infer.sampling import choose, uniform
+from llama2.infer.sampling import choose, uniforms
 from llama2.infer.sequence import Sequence, Span
 from llama2.model.transformer import Transformer
 
@@ -84,8 +84,8 @@ class DraftModel:
         mine.n_computed, mine.ids = same, list(sequence.ids)
         for number in range(self.n_draft):
             logits = self._read(mine)
-            u = uniform(sequence.seed, sequence.index, sequence.n_answer + number)
-            mine.ids += choose(logits, [sequence.params], [u])
+            draws = uniforms([(sequence.seed, sequence.index, sequence.n_answer + number)])
+            mine.ids += choose(logits, [sequence.params], draws)
         return mine.ids[n_true:]
 
     def _read(self, mine: Sequence) -> torch.Tensor:

@@ -14,6 +14,10 @@ import tempfile
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
 WISHES = (("-fopenmp", "-mprefer-vector-width=512"), ("-fopenmp",), ())
@@ -25,6 +29,21 @@ def library() -> ctypes.CDLL | None:
     """Return the compiled kernels, or None where there are none; `status` says why."""
     found, _ = _found()
     return found
+
+
+def call(name: str, *arguments: "torch.Tensor | int | float | None") -> None:
+    """Call a kernel: tensors as pointers, which must be contiguous; whole numbers in 64 bits, others in float32."""
+    kernels, _ = _found()
+    assert kernels is not None
+    getattr(kernels, name)(*map(_argument, arguments))
+
+
+def _argument(value: "torch.Tensor | int | float | None"):
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    return ctypes.c_void_p(None if value is None else value.data_ptr())
 
 
 def status() -> str:
@@ -51,7 +70,7 @@ def _found() -> tuple[ctypes.CDLL | None, str]:
 def _built(compiler: str) -> Path:
     """Return the library, compiled if this source was not yet, for this processor and compiler."""
     sources = sorted(
-        (each for each in files("llama2.kernels").iterdir() if each.name.endswith(".c")), key=lambda e: e.name
+        (each for each in files("llama2.kernels").iterdir() if each.name.endswith((".c", ".h"))), key=lambda e: e.name
     )
     texts = [each.read_bytes() for each in sources]
     name = hashlib.sha256(
@@ -65,7 +84,7 @@ def _built(compiler: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         for source, text in zip(sources, texts, strict=True):
             (Path(work) / source.name).write_bytes(text)
-        made, names = Path(work) / "kernels.so", [source.name for source in sources]
+        made, names = Path(work) / "kernels.so", [source.name for source in sources if source.name.endswith(".c")]
         for wishes in WISHES:
             command = [compiler, *FLAGS, *wishes, "-o", str(made), *names, "-lm"]
             done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=120)

@@ -4,24 +4,18 @@
    model/quantized.py. With AVX-512 a register is the table, and 32 codes are looked up at once. */
 
 #include <stdint.h>
-#include <string.h>
+
+#include "numbers.h"
 #ifdef __AVX512BW__
 #include <immintrin.h>
 #endif
 
 #define BLOCK 64
 
-static uint16_t to_bfloat16(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    if (value != value) return (uint16_t)(bits >> 16 | 0x40); /* not a number stays none */
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 void nf4_to_bfloat16(const uint8_t *codes, const float *scales, const float *table, uint16_t *out, int64_t n_blocks) {
     for (int64_t block = 0; block < n_blocks; block++, codes += BLOCK / 2, out += BLOCK) {
         uint16_t value[32];
-        for (int i = 0; i < 16; i++) value[i] = value[i + 16] = to_bfloat16(table[i] * scales[block]);
+        for (int i = 0; i < 16; i++) value[i] = value[i + 16] = narrow(table[i] * scales[block]);
 #ifdef __AVX512BW__
         const __m512i values = _mm512_loadu_si512(value), low = _mm512_set1_epi32(15);
         for (int half = 0; half < 2; half++) {

@@ -6,13 +6,11 @@ where the plain definitions round, or less often. `applies` says when: everythin
 kernels, takes the definitions in `transformer.py`, `rope.py`, `attention.py` and `losses.py`.
 """
 
-import ctypes
-
 import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor, nn
 
-from llama2.kernels.build import library
+from llama2.kernels.build import call, library
 
 QUERIES = 128
 """How many are computed at a time, with the keys up to the last of them."""
@@ -35,18 +33,6 @@ def fits(*tensors: Tensor) -> bool:
     )
 
 
-def _call(name: str, *arguments: Tensor | int | float | None) -> None:
-    """Call a kernel: tensors as pointers, whole numbers in 64 bits, others in float32."""
-    kernels, found = library(), []
-    assert kernels is not None
-    for each in arguments:
-        if each is None or isinstance(each, Tensor):
-            found.append(ctypes.c_void_p(None if each is None else each.data_ptr()))
-        else:
-            found.append(ctypes.c_int64(each) if isinstance(each, int) else ctypes.c_float(each))
-    getattr(kernels, name)(*found)
-
-
 def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*B D"]:
     """x / rms(x) rounded, times weight."""
     return _RMSNorm.apply(x, weight, eps)  # pyright: ignore[reportReturnType]
@@ -58,7 +44,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight = x.contiguous(), weight.contiguous()
         dim = x.shape[-1]
         out, inverse = torch.empty_like(x), torch.empty(x.numel() // dim)
-        _call("rms_norm", x, weight, out, inverse, len(inverse), dim, eps)
+        call("rms_norm", x, weight, out, inverse, len(inverse), dim, eps)
         ctx.save_for_backward(x, weight, inverse)
         return out
 
@@ -67,7 +53,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         n, dim = len(inverse), x.shape[-1]
         d_x, parts = torch.empty_like(x), torch.empty(-(-n // 64), dim)
-        _call("rms_norm_backward", grads[0].contiguous(), x, weight, inverse, d_x, parts, n, dim)
+        call("rms_norm_backward", grads[0].contiguous(), x, weight, inverse, d_x, parts, n, dim)
         return d_x, parts.sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None, None
 
 
@@ -82,14 +68,14 @@ class _SwiGLU(torch.autograd.Function):
         a, b = a.contiguous(), b.contiguous()
         ctx.save_for_backward(a, b)
         out = torch.empty_like(a)
-        _call("swiglu", a, b, out, a.numel())
+        call("swiglu", a, b, out, a.numel())
         return out
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
         a, b = ctx.saved_tensors
         d_a, d_b = torch.empty_like(a), torch.empty_like(b)
-        _call("swiglu_backward", grads[0].contiguous(), a, b, d_a, d_b, a.numel())
+        call("swiglu_backward", grads[0].contiguous(), a, b, d_a, d_b, a.numel())
         return d_a, d_b
 
 
@@ -122,7 +108,7 @@ class _Attention(torch.autograd.Function):
             some = queries[:, :, :, start:end].flatten(2, 3)  # [B K G*Q Dh]
             scores = some @ keys[:, :, :end].transpose(2, 3)
             shape = 0 if seen is None else len(seen)
-            _call(
+            call(
                 "masked_softmax", scores, seen, batch, n_heads, end - start, end, shape, time, time, start
             )  # fmt: skip
             weights.append(scores)
@@ -140,7 +126,7 @@ class _Attention(torch.autograd.Function):
         for (start, end), weight in zip(_chunks(time), weights, strict=True):
             grad = d_out[:, :, :, start:end].flatten(2, 3)
             slope = grad @ values[:, :, :end].transpose(2, 3)
-            _call("softmax_backward", weight, slope, slope.numel() // end, end)
+            call("softmax_backward", weight, slope, slope.numel() // end, end)
             d_queries[:, :, :, start:end] = (slope @ keys[:, :, :end]).unflatten(2, (group, -1))
             d_keys[:, :, :end] += slope.transpose(2, 3) @ queries[:, :, :, start:end].flatten(2, 3)
             d_values[:, :, :end] += weight.transpose(2, 3) @ grad
@@ -174,7 +160,7 @@ def _lay_out(x: Tensor, out: Tensor, angles: Tensor | None = None, scale: float 
     batch, heads, time, dim = x.shape
     strides = [torch.tensor([each.stride(i) for i in (0, 2, 1)]) for each in (x, out)]
     rows = 1 if angles is None else len(angles)
-    _call("rotate", x, angles, out, batch, time, heads, dim, *strides, rows, scale, direction)
+    call("rotate", x, angles, out, batch, time, heads, dim, *strides, rows, scale, direction)
 
 
 def target_logprobs(
@@ -182,7 +168,7 @@ def target_logprobs(
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """Return ln p(target) and the entropy of softmax(logits / temperature) in float32; 0 for targets below 0."""
     logprobs, entropy = torch.empty(len(logits)), torch.empty(len(logits))
-    _call("target_logprobs", logits, targets.contiguous(), None, logprobs, entropy, *logits.shape, 1 / temperature)
+    call("target_logprobs", logits, targets.contiguous(), None, logprobs, entropy, *logits.shape, 1 / temperature)
     return logprobs, entropy
 
 
@@ -196,5 +182,5 @@ def slope_(
     """Turn logits into (softmax(logits / temperature) - onehot(target)) * weight; return ln p(target)."""
     logprobs = torch.empty(len(logits))
     weights = weights.contiguous()
-    _call("target_logprobs", logits, targets.contiguous(), weights, logprobs, None, *logits.shape, 1 / temperature)
+    call("target_logprobs", logits, targets.contiguous(), weights, logprobs, None, *logits.shape, 1 / temperature)
     return logprobs

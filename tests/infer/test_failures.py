@@ -1,5 +1,8 @@
 """What goes wrong in one answer ends that answer: the others go on, no block stays held, and every answer ends."""
 
+import functools
+import itertools
+
 import pytest
 import torch
 
@@ -134,18 +137,29 @@ def test_numbers_that_are_not_finite_end_the_answers_that_they_are_in():
     assert [ids(each) for each in after.values()] == [ids(each) for each in alone.values()]
 
 
-@pytest.mark.parametrize("max_batch", [1, 2, 8])
-@pytest.mark.parametrize("max_step_tokens", [8, 2048])
-@pytest.mark.parametrize("cache_tokens", [32, 48, 96])
+@functools.cache
+def beams_and_others():
+    """A model, what is asked of it, and what it answers where there is room enough."""
+    model = lively(SHAPE)
+    first, last = (Request(f"{n}", PROMPT[: 5 + n], SamplingParams(n=2, max_new_tokens=9, seed=n)) for n in range(2))
+    requests = (first, Request("beams", PROMPT, SamplingParams(beam_width=8, n=3, max_new_tokens=12)), last)
+    return model, requests, run(Engine(model), *requests)
+
+
+TIGHT = list(itertools.product((32, 48, 96), (8, 2048), (1, 2, 8)))
+EVERY_DAY = {(32, 8, 1), (32, 2048, 8), (48, 8, 2), (48, 2048, 1), (96, 8, 8), (96, 2048, 2)}
+"""One batch size for each cache and each step, and each of them twice; the others are run by make test-slow."""
+
+
+@pytest.mark.parametrize(
+    ("cache_tokens", "max_step_tokens", "max_batch"),
+    [pytest.param(*each, marks=[] if each in EVERY_DAY else pytest.mark.slow) for each in TIGHT],
+)
 def test_beams_end_however_small_the_cache(cache_tokens, max_step_tokens, max_batch):
     """Hypotheses that wait for others give up their blocks, so that these can be read."""
-    model = lively(SHAPE)
-    params = SamplingParams(beam_width=8, n=3, max_new_tokens=12)
-    others = [Request(f"{n}", PROMPT[: 5 + n], SamplingParams(n=2, max_new_tokens=9, seed=n)) for n in range(2)]
-    beams = Request("beams", PROMPT, params)
-    free = run(Engine(model), others[0], beams, others[1])
+    model, requests, free = beams_and_others()
     engine = Engine(model, cache_tokens=cache_tokens, max_step_tokens=max_step_tokens, max_batch=max_batch)
-    tight = run(engine, others[0], beams, others[1])
+    tight = run(engine, *requests)
     assert {key: ids(events) for key, events in tight.items()} == {key: ids(events) for key, events in free.items()}
 
 

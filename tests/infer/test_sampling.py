@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from llama2.errors import RequestError
 from llama2.infer.request import SamplingParams
-from llama2.infer.sampling import choose, filtered, penalise, repetitions, uniform
+from llama2.infer.sampling import choose, filtered, penalise, repetitions, uniforms
 
 PLAIN = dict(temperature=1.0, top_p=1.0)
 
@@ -76,7 +77,7 @@ def test_draws_follow_the_distribution():
     p = [0.5, 0.3, 0.15, 0.05]
     n = 20_000
     logits = torch.tensor(p, dtype=torch.float64).log().expand(n, -1)
-    drawn = choose(logits, [SamplingParams(**PLAIN)] * n, [uniform(7, 0, step) for step in range(n)])
+    drawn = choose(logits, [SamplingParams(**PLAIN)] * n, uniforms([(7, 0, step) for step in range(n)]))
     for token_id, probability in enumerate(p):
         spread = 4 * math.sqrt(probability * (1 - probability) / n)
         assert drawn.count(token_id) / n == pytest.approx(probability, abs=spread)
@@ -90,11 +91,19 @@ def test_a_dropped_token_is_never_drawn(u):
     assert all(token_id in row for token_id, row in zip(drawn, kept.tolist(), strict=True))
 
 
+def test_uniforms_are_those_of_numpys_philox():
+    for seed, index, step in [(0, 0, 0), (-1, 3, 7), (2**63 + 5, 12, 4095), (7, 2**31, 2**20)]:
+        key, counter = np.array([seed % 2**64, index], np.uint64), np.array([step, 0, 0, 0], np.uint64)
+        word = int(np.random.Philox(key=key, counter=counter).random_raw())
+        assert uniforms([(seed, index, step)]) == [(word >> 11) * 2.0**-53]
+
+
 def test_uniforms_depend_on_seed_answer_and_step_alone():
-    numbers = [uniform(seed, index, step) for seed in (0, 1, -1) for index in (0, 1) for step in range(50)]
+    keys = [(seed, index, step) for seed in (0, 1, -1) for index in (0, 1) for step in range(50)]
+    numbers = uniforms(keys)
     assert len(set(numbers)) == len(numbers)
     assert all(0 <= number < 1 for number in numbers)
-    assert uniform(5, 0, 3) == uniform(5, 0, 3)
+    assert [uniforms([key])[0] for key in keys] == numbers and uniforms([]) == []
     assert sum(numbers) / len(numbers) == pytest.approx(0.5, abs=0.08)
 
 
@@ -200,6 +209,6 @@ def test_sorting_the_likeliest_only_keeps_the_same_tokens():
         kept = torch.zeros(2, 1000).scatter(1, torch.cat([whole_ids, whole_ids]), torch.cat([whole, whole]))[0]
         again = torch.zeros(1, 1000).scatter(1, some_ids, some)[0]
         assert int((some > 0).sum()) == n and torch.allclose(kept, again, atol=1e-6)
-    uniforms = [i / 64 for i in range(64)]
-    together = choose(logits, params, uniforms)
-    assert together == [choose(logits[i : i + 1], [params[i]], [uniforms[i]])[0] for i in range(64)]
+    draws = [i / 64 for i in range(64)]
+    together = choose(logits, params, draws)
+    assert together == [choose(logits[i : i + 1], [params[i]], [draws[i]])[0] for i in range(64)]

@@ -21,7 +21,7 @@ def test_prompt_lookup_finds_what_followed_the_longest_copy_of_the_end():
     assert PromptLookup().propose(sequence) == []
 
 
-@pytest.mark.parametrize("how", ["draft model", "prompt lookup"])
+@pytest.mark.parametrize("how", [pytest.param("draft model", marks=pytest.mark.slow), "prompt lookup"])
 def test_the_distribution_of_sampled_texts_passes_a_chi_square_test(how):
     """Thousands of draws of three tokens with guesses, against the exact probabilities of the model."""
     model = lively(SHAPE)
