@@ -105,14 +105,18 @@ def render(
     *,
     format: str | None = None,
     add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
 ) -> Rendered:
     """Return a conversation as ids, with the assistant's answers marked.
 
     `format` is one of FORMATS, or None to go by the tokenizer. With `add_generation_prompt` the ids end where
-    an answer begins and, being a prompt, nothing is marked. Raises ChatError where roles, tags or special names
-    do not allow it.
+    an answer begins and, being a prompt, nothing is marked; with `continue_final_message` they end where the last
+    message, the beginning of an answer, is to go on. Raises ChatError where roles, tags or special names do not
+    allow it.
     """
     checked = conversation(messages)
+    if continue_final_message:
+        return _render_open(checked, tokenizer, _format(tokenizer, format))
     if add_generation_prompt and checked[-1].role == "assistant":
         raise ChatError("the last message is the assistant's, so there is nothing to answer; end with the user's")
     match _format(tokenizer, format):
@@ -130,6 +134,21 @@ def _format(tokenizer: Tokenizer, format: str | None) -> str:
     if format is not None and format not in FORMATS:
         raise ChatError(f"format={format!r} is not one of {', '.join(FORMATS)}{did_you_mean(format, FORMATS)}")
     return format or detect_format(tokenizer)
+
+
+def _render_open(messages: Conversation, tokenizer: Tokenizer, format: str) -> Rendered:
+    """Return a conversation whose last message, the beginning of an answer, goes on."""
+    *before, last = messages
+    if last.role != "assistant" or not before or not last.content.strip():
+        raise ChatError("only an answer that has begun can be continued; end with words of the assistant")
+    if format == "template":
+        ids = _template_ids(messages, tokenizer, _open_text)
+    else:
+        if format == "llama2":
+            _llama2_turns(messages)  # refuses roles and tags
+        asked = render(before, tokenizer, format=format, add_generation_prompt=True)
+        ids = asked.tokens + tokenizer.encode(last.content.lstrip())
+    return Rendered(ids, [False] * len(ids))
 
 
 # Llama 2
@@ -269,20 +288,37 @@ def _special_id(tokenizer: Tokenizer, name: str) -> int:
 
 
 def _render_template(messages: Conversation, tokenizer: Tokenizer, add_generation_prompt: bool) -> Rendered:
+    ids = _template_ids(messages, tokenizer, lambda turns, run: run(turns, add_generation_prompt))
+    if add_generation_prompt:
+        return Rendered(ids, [False] * len(ids))
+    run = _runner(tokenizer)
+    text = run(messages, False)
+    spans = list(_answer_spans(messages, text, run))
+    return Rendered(ids, _marks(ids, text, spans, tokenizer))
+
+
+def _template_ids(
+    messages: Conversation, tokenizer: Tokenizer, text_of: Callable[[Conversation, Runner], str]
+) -> list[int]:
     if not tokenizer.chat_template:
         raise ChatError("the tokenizer has no chat_template; choose format='llama2' or 'llama3', or add one beside it")
     run = _runner(tokenizer)
     _refuse_special_names(messages, tokenizer)
-    text = run(messages, add_generation_prompt)
-    ids = tokenizer.encode(text, special=True)
+    ids = tokenizer.encode(text_of(messages, run), special=True)
     special = set(tokenizer.special_tokens.values())
-    harmless = tokenizer.encode(run(_disarmed(messages, tokenizer), add_generation_prompt), special=True)
+    harmless = tokenizer.encode(text_of(_disarmed(messages, tokenizer), run), special=True)
     if [i for i in ids if i in special] != [i for i in harmless if i in special]:
         raise ChatError("the chat template makes special tokens out of what the messages say; change their text")
-    if add_generation_prompt:
-        return Rendered(ids, [False] * len(ids))
-    spans = list(_answer_spans(messages, text, run))
-    return Rendered(ids, _marks(ids, text, spans, tokenizer))
+    return ids
+
+
+def _open_text(messages: Conversation, run: Runner) -> str:
+    """Return a conversation's text up to the end of the words of its last message."""
+    text, words = run(messages, False), messages[-1].content
+    for said in (words, words.lstrip(), words.strip()):  # a template may take spaces away
+        if (at := text.rfind(said)) >= 0:
+            return text[: at + len(said)]
+    raise ChatError("the chat template changes the last message, so that it cannot be continued")
 
 
 def _runner(tokenizer: Tokenizer) -> Runner:

@@ -190,6 +190,32 @@ def test_a_template_gives_the_same_tokens_as_its_format(llama2):
         assert ours == theirs
 
 
+def test_an_answer_that_has_begun_goes_on(llama2, llama3, chatml):
+    """The prompt is what precedes the answer, and its first words; a template may write them in its own way."""
+    asked, whole = turns("Hi", system="Be kind"), turns("Hi", "So long", system="Be kind")
+    for tokenizer in (llama2, llama3, chatml):
+        prompt = render(asked, tokenizer, add_generation_prompt=True).tokens
+        begun = render(whole, tokenizer, continue_final_message=True)
+        assert begun.tokens[: len(prompt)] == prompt and not any(begun.trainable)
+        assert tokenizer.decode(begun.tokens[len(prompt) :]).strip() == "So long"
+        assert render(whole, tokenizer).tokens[: len(begun.tokens)] == begun.tokens
+    templated = Tokenizer(replace(llama2.vocabulary, chat_template=LLAMA2_TEMPLATE))
+    ours, theirs = (
+        render(whole, templated, format=format, continue_final_message=True) for format in ("llama2", "template")
+    )
+    assert ours == theirs
+    for wrong in (asked, [Message("assistant", "So long")], turns("Hi", " ")):
+        with pytest.raises(ChatError, match="only an answer that has begun"):
+            render(wrong, chatml, continue_final_message=True)
+    with pytest.raises(ChatError, match="not allowed"):
+        render(turns("Hi", "[INST]"), llama2, continue_final_message=True)
+    with pytest.raises(ChatError, match="special token"):
+        render(turns("Hi", "<|im_end|>"), chatml, continue_final_message=True)
+    changed = Tokenizer(replace(chatml.vocabulary, chat_template="{{ messages[-1].content | upper }}"))
+    with pytest.raises(ChatError, match="changes the last message"):
+        render(whole, changed, continue_final_message=True)
+
+
 def test_a_template_marks_answers_and_their_end(chatml):
     rendered = render(turns("Hi", "Hello \u4f60\u597d", "Bye", "So long", system="Be kind"), chatml)
     assert [run.strip() for run in trained_text(rendered, chatml)] == [

@@ -85,14 +85,20 @@ def _built(compiler: str) -> Path:
         for source, text in zip(sources, texts, strict=True):
             (Path(work) / source.name).write_bytes(text)
         made, names = Path(work) / "kernels.so", [source.name for source in sources if source.name.endswith(".c")]
-        for wishes in WISHES:
-            command = [compiler, *FLAGS, *wishes, "-o", str(made), *names, "-lm"]
-            done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=120)
-            if done.returncode == 0:
-                break
-        done.check_returncode()
+        _compile(compiler, names, made)
         made.replace(path)  # complete or not there at all
     return path
+
+
+def _compile(compiler: str, names: list[str], made: Path) -> None:
+    """Make a library of the sources beside it, with the best flags that this compiler knows."""
+    for number, wishes in enumerate(WISHES, 1):
+        command = [compiler, *FLAGS, *wishes, "-o", str(made), *names, "-lm"]
+        done = subprocess.run(command, cwd=made.parent, capture_output=True, text=True, timeout=120)
+        if done.returncode == 0:
+            return
+        if number == len(WISHES):
+            done.check_returncode()
 
 
 def _processor() -> bytes:

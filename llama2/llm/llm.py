@@ -235,12 +235,15 @@ class LLM:
         n_vocab = self.config.vocab_size
         return TextGrammar(self.tokenizer, kind, value, n_vocab=n_vocab, stop_ids=stop_ids, at_start=at_start)
 
-    def texts(self, request: Request, prompt: Prompt | Ids, *, stops: Sequence[str] = ()) -> AnswerTexts:
+    def texts(
+        self, request: Request, prompt: Prompt | Ids, *, stops: Sequence[str] = (), keeps_stop: bool = False
+    ) -> AnswerTexts:
         """Return what turns the events of a request into text.
 
         A text is continued where it stood; an answer in a conversation begins a text of its own.
         """
-        return AnswerTexts(self.tokenizer, context=() if _is_conversation(prompt) else request.prompt, stops=stops)
+        context = () if _is_conversation(prompt) else request.prompt
+        return AnswerTexts(self.tokenizer, context=context, stops=stops, keeps_stop=keeps_stop)
 
     def _events(
         self, prompts: Sequence[Prompt], requests: Sequence[Request], options: SamplingOptions
@@ -248,7 +251,7 @@ class LLM:
         """Yield each token event with the text that it made certain, until all answers are finished."""
         stops, engine = stop_strings(options), self.engine()
         texts = {
-            request.id: self.texts(request, prompt, stops=stops)
+            request.id: self.texts(request, prompt, stops=stops, keeps_stop=options.get("include_stop", False))
             for request, prompt in zip(requests, prompts, strict=True)
         }
         for event in engine.stream(requests):

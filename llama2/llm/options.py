@@ -12,8 +12,9 @@ from llama2.llm.grammar import FORMS, Kind
 class SamplingOptions(TypedDict, total=False):
     """Keyword arguments of every verb that writes text: the fields of SamplingParams, and what is said in text.
 
-    That is stop strings, and what the answer must look like (one of them): grammar, in Lark or GBNF; json_object;
-    json_schema, a dict, its text or a pydantic model; regex; choice, a list of texts.
+    That is stop strings (with include_stop the one that was found belongs to the text), and what the answer must look
+    like (one of them): grammar, in Lark or GBNF; json_object; json_schema, a dict, its text or a pydantic model; regex;
+    choice, a list of texts.
     """
 
     max_new_tokens: int | None
@@ -32,6 +33,7 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     stop_ids: tuple[int, ...]
     stop: str | Sequence[str] | None
+    include_stop: bool
     ignore_eos: bool
     min_tokens: int
     grammar: Grammar | str | None
@@ -54,7 +56,7 @@ def over(defaults: SamplingParams, options: SamplingOptions) -> SamplingParams:
     for name in options:
         if name not in known:
             raise RequestError(f"{name!r} is not a sampling option{did_you_mean(name, known)}")
-    fields = {name: value for name, value in options.items() if name not in (*FORMS, "stop")}
+    fields = {name: value for name, value in options.items() if name not in (*FORMS, "stop", "include_stop")}
     return replace(defaults, **fields)
 
 

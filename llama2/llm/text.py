@@ -19,6 +19,7 @@ class TextStream:
 
     decoder: StreamDecoder
     stops: tuple[str, ...] = ()
+    keeps_stop: bool = False
     held: str = ""
     is_stopped: bool = False
 
@@ -37,10 +38,11 @@ class TextStream:
         if self.is_stopped:
             return ""
         self.held += piece
-        found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        found = [(at, at + len(stop)) for stop in self.stops if (at := self.held.find(stop)) >= 0]
         if found:
             self.is_stopped = True
-            return self.held[: min(found)]
+            start, end = min(found)
+            return self.held[: end if self.keeps_stop else start]
         keep = max((_overlap(self.held, stop) for stop in self.stops), default=0)
         safe, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return safe
@@ -49,9 +51,20 @@ class TextStream:
 class AnswerTexts:
     """The texts of one request's answers, as its token events come in any order."""
 
-    def __init__(self, tokenizer: Tokenizer, *, context: Sequence[int] = (), stops: Sequence[str] = ()):
-        """context: the ids of a text that is continued where it stood; none where a text begins anew."""
-        self._tokenizer, self._context, self._stops = tokenizer, context, tuple(stops)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        context: Sequence[int] = (),
+        stops: Sequence[str] = (),
+        keeps_stop: bool = False,
+    ):
+        """context: the ids of a text that is continued where it stood; none where a text begins anew.
+
+        keeps_stop: the stop string that was found ends the text, and belongs to it.
+        """
+        self._tokenizer, self._context = tokenizer, context
+        self._stops, self._keeps_stop = tuple(stops), keeps_stop
         self._streams: dict[int, TextStream] = {}
 
     def push(self, token: Token) -> tuple[Token, str] | None:
@@ -61,7 +74,8 @@ class AnswerTexts:
         told to drop the answer.
         """
         if token.index not in self._streams:
-            self._streams[token.index] = TextStream(StreamDecoder(self._tokenizer, self._context), self._stops)
+            decoder = StreamDecoder(self._tokenizer, self._context)
+            self._streams[token.index] = TextStream(decoder, self._stops, self._keeps_stop)
         stream = self._streams[token.index]
         if stream.is_stopped:
             return None

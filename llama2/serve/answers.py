@@ -8,6 +8,7 @@ from typing import Any
 
 from llama2.infer.request import TopLogprobs
 from llama2.serve.generation import Usage
+from llama2.serve.protocol import StreamOptions
 from llama2.serve.tools import Delta
 from llama2.serve.worker import Piece
 from llama2.tokenizer.tokenizer import StreamDecoder, Tokenizer
@@ -48,6 +49,17 @@ def usage_json(usage: Usage) -> Object:
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+
+
+def chunk_usage(options: StreamOptions | None, usage: Usage) -> Object:
+    """Return what each chunk of a stream says of usage: null, where it is told at the end and not all the way."""
+    if options is None or not options.include_usage:
+        return {}
+    return {"usage": usage_json(usage) if options.continuous_usage_stats else None}
+
+
+def token_ids(pieces: Iterable[Piece]) -> list[int]:
+    return [piece.token.id for piece in pieces if piece.token.id is not None]
 
 
 def spelled(tokenizer: Tokenizer, token_id: int) -> str:
@@ -103,6 +115,27 @@ def chat_message(deltas: Iterable[Delta]) -> Object:
 def chat_finish(reason: str, n_calls: int) -> str:
     """An answer that ended by itself in a call ends with tool_calls."""
     return "tool_calls" if n_calls and reason == "stop" else reason
+
+
+def prompt_logprobs(tokenizer: Tokenizer, prompt: Sequence[int], first: Piece) -> list[Object | None]:
+    """Return an entry for each token of a prompt, null for the first: it and its likeliest rivals, by their ids.
+
+    A token that is not among those has no rank.
+    """
+    entries: list[Object | None] = [None]
+    for token_id, (logprob, top) in zip(prompt[1:], first.token.prompt_logprobs or (), strict=True):
+        ranks = {each: rank for rank, (each, _) in enumerate(top, 1)}
+        entries.append(
+            {
+                str(each): {
+                    "logprob": finite(value),
+                    "rank": ranks.get(each),
+                    "decoded_token": spelled(tokenizer, each),
+                }
+                for each, value in {token_id: logprob, **dict(top)}.items()
+            }
+        )
+    return entries
 
 
 # Completions

@@ -105,7 +105,8 @@ def make_app(server: Server, keys: Sequence[str]) -> ASGIApp:
     """Return the application."""
     app = FastAPI(title="llama2", docs_url=None, redoc_url=None, openapi_url=None)
     for method, path, handler, _ in ROUTES:
-        app.add_route(path, _endpoint(server, path, handler), methods=[method])
+        for alias in {path, path.removeprefix("/v1")}:  # a client's base address often lacks the /v1
+            app.add_route(alias, _endpoint(server, path, handler), methods=[method])
     app.add_route("/openapi.json", _endpoint(server, "/openapi.json", _openapi), methods=["GET"])
     app.add_exception_handler(HTTPException, _wrong_route)
     guarded: ASGIApp = Guard(app, server, keys)

@@ -1,19 +1,23 @@
 """POST /v1/chat/completions: a conversation in, answers out, whole or as they are written."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llama2.chat import Message, stop_ids
 from llama2.llm import SamplingOptions
 from llama2.serve import answers
 from llama2.serve.answers import Envelope, Object
 from llama2.serve.forms import constrain
 from llama2.serve.generation import Generation
-from llama2.serve.protocol import ChatMessage, ChatRequest, Tool
+from llama2.serve.protocol import ChatMessage, ChatRequest, Placed, Tool
 from llama2.serve.refusal import Json
 from llama2.serve.server import Server, Target
 from llama2.serve.stream import DONE, EventStream, data, until_gone
+from llama2.serve.texts import rendered
 from llama2.serve.tools import ToolStream, conversation
 from llama2.serve.worker import Piece
 
@@ -36,7 +40,11 @@ async def chat_completions(server: Server, request: Request) -> Response:
     for piece in reversed(first or ()):
         rest[piece.choice].insert(0, piece)
     choices = [_choice(asked, target, generation, index, pieces) for index, pieces in enumerate(rest)]
-    return Json(envelope.wrap(choices, usage=answers.usage_json(generation.usage)))
+    prompt = generation.requests[0].prompt
+    more: Object = {"prompt_token_ids": prompt} if asked.return_token_ids else {}
+    if asked.prompt_logprobs is not None:
+        more["prompt_logprobs"] = answers.prompt_logprobs(target.llm.tokenizer, prompt, rest[0][0])
+    return Json(envelope.wrap(choices, usage=answers.usage_json(generation.usage), **more))
 
 
 async def begin(server: Server, request: Request, target: Target, asked: ChatRequest) -> Generation:
@@ -47,8 +55,10 @@ async def begin(server: Server, request: Request, target: Target, asked: ChatReq
         max_tokens=asked.max_completion_tokens or asked.max_tokens,
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
     )
+    if asked.prompt_logprobs is not None:
+        options["prompt_logprobs"] = asked.prompt_logprobs
     constrain(options, asked, tools, asked.tool_choice)
-    return await begin_messages(server, request, target, asked.messages, tools, options)
+    return await begin_messages(server, request, target, asked.messages, tools, options, place=asked)
 
 
 async def begin_messages(
@@ -58,9 +68,16 @@ async def begin_messages(
     messages: Sequence[ChatMessage],
     tools: Sequence[Tool],
     options: SamplingOptions,
+    *,
+    place: Placed | None = None,
 ) -> Generation:
-    """Queue the answers to some messages."""
-    prompt = conversation(messages, tools, target.llm)
+    """Queue the answers to some messages; place: where their prompt ends, if not where an answer begins."""
+    llm = target.llm
+    turns = conversation(messages, tools, llm)
+    prompt: list[Message] | list[int] = turns
+    if place is not None and (place.continue_final_message or place.add_generation_prompt is False):
+        prompt = await until_gone(request, asyncio.to_thread(rendered, llm, turns, place))
+        options["stop_ids"] = (*options.get("stop_ids", ()), *stop_ids(llm.tokenizer, llm.chat_format))
     prepared = await until_gone(request, server.prepare(target, [prompt], options))
     return server.generation(request, target, prepared)
 
@@ -68,7 +85,9 @@ async def begin_messages(
 def tool_stream(tools: Sequence[Tool] | None, choice: object, is_parallel: bool | None) -> ToolStream | None:
     """Return what tells calls from words, where tools were offered."""
     names = [tool.function.name for tool in tools or ()]
-    return ToolStream(names, is_parallel is not False) if names and choice != "none" else None
+    if not names or choice == "none":
+        return None
+    return ToolStream(names, is_parallel is not False, must_call=choice not in (None, "auto"))
 
 
 def _tools_of(asked: ChatRequest) -> ToolStream | None:
@@ -78,11 +97,13 @@ def _tools_of(asked: ChatRequest) -> ToolStream | None:
 def _choice(asked: ChatRequest, target: Target, generation: Generation, index: int, pieces: list[Piece]) -> Object:
     text, calls = "".join(piece.text for piece in pieces), _tools_of(asked)
     deltas = [{"content": text}] if calls is None else [*calls.feed(text), *calls.finish()]
+    more = {"token_ids": answers.token_ids(pieces)} if asked.return_token_ids else {}
     return {
         "index": index,
-        "message": answers.chat_message(deltas),
+        "message": answers.chat_message([{"content": asked.echoed}, *deltas]),
         "logprobs": answers.chat_logprobs(target.llm.tokenizer, pieces) if asked.logprobs else None,
         "finish_reason": answers.chat_finish(generation.finish_reasons[index], calls.n_calls if calls else 0),
+        **more,
     }
 
 
@@ -90,16 +111,19 @@ async def _events(
     asked: ChatRequest, target: Target, generation: Generation, envelope: Envelope, first: Sequence[Piece]
 ) -> AsyncIterator[bytes]:
     """Yield the chunks of all answers, each marked with its index."""
-    with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-    more = {"usage": None} if with_usage else {}
     calls = {index: _tools_of(asked) for index in range(generation.n_choices)}
 
-    def chunk(index: int, delta: Object, *, logprobs: Object | None = None, finish: str | None = None) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+    def chunk(index: int, delta: Object, *, finish: str | None = None, **of: Any) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish, **of}
+        more = answers.chunk_usage(asked.stream_options, generation.usage)
+        if asked.return_token_ids and "role" in delta:
+            more["prompt_token_ids"] = generation.requests[0].prompt
         return data(envelope.wrap([choice], kind="chat.completion.chunk", **more))
 
     for index in range(generation.n_choices):
         yield chunk(index, {"role": "assistant", "content": ""})
+        if asked.echoed:
+            yield chunk(index, {"content": asked.echoed})
     pieces: Sequence[Piece] | None = first
     while pieces is not None:
         for piece in pieces:
@@ -107,16 +131,17 @@ async def _events(
             deltas = [{"content": piece.text}] if piece.text else []
             if stream is not None:
                 deltas = [*stream.feed(piece.text), *(stream.finish() if reason else [])]
-            logprobs = None
+            of: Object = {}
             if asked.logprobs and piece.token.id is not None:
-                logprobs = answers.chat_logprobs(target.llm.tokenizer, [piece])
-                deltas = deltas or [{"content": ""}]
-            for delta in deltas:
-                yield chunk(piece.choice, delta, logprobs=logprobs)
-                logprobs = None
+                of["logprobs"] = answers.chat_logprobs(target.llm.tokenizer, [piece])
+            if asked.return_token_ids and piece.token.id is not None:
+                of["token_ids"] = [piece.token.id]
+            for delta in deltas or ([{"content": ""}] if of else []):
+                yield chunk(piece.choice, delta, **of)
+                of = {}
             if reason:
                 yield chunk(piece.choice, {}, finish=answers.chat_finish(reason, stream.n_calls if stream else 0))
         pieces = await generation.next()
-    if with_usage:
+    if asked.stream_options is not None and asked.stream_options.include_usage:
         yield data(envelope.wrap([], kind="chat.completion.chunk", usage=answers.usage_json(generation.usage)))
     yield DONE

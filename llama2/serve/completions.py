@@ -1,6 +1,7 @@
 """POST /v1/completions: texts, or token ids, in; what follows out. With echo and logprobs, a judge of given texts."""
 
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -52,9 +53,11 @@ async def _prepared(server: Server, target: Target, asked: CompletionRequest) ->
     options = server.options(asked, max_tokens=max_tokens, logprobs=asked.logprobs)
     if asked.best_of is not None:
         options["best_of"] = asked.best_of
+    if asked.prompt_logprobs is not None:
+        options["prompt_logprobs"] = asked.prompt_logprobs
     constrain(options, asked)
     if asked.echo and asked.logprobs is not None:
-        options["prompt_logprobs"] = asked.logprobs
+        options["prompt_logprobs"] = max(asked.logprobs, asked.prompt_logprobs or 0)
         if (
             max_tokens == 1 and form_of(options) is None
         ):  # judges of texts (lm-eval) count on an entry for this token, be it an end token
@@ -80,8 +83,10 @@ class _Choice:
 
     def prompt_logprobs(self, counter: CompletionLogprobs, first: Piece) -> Object | None:
         """Return the entries of the echoed prompt, which come with the first event of its first answer."""
-        found = first.token.prompt_logprobs
-        return None if found is None else counter.prompt(self.request.prompt, found)
+        found, n_top = first.token.prompt_logprobs, self.asked.logprobs
+        if found is None or not self.asked.echo or n_top is None:
+            return None
+        return counter.prompt(self.request.prompt, [(logprob, top[:n_top]) for logprob, top in found])
 
     def part(self, counter: CompletionLogprobs, pieces: Sequence[Piece]) -> tuple[str, Object | None]:
         if self.asked.max_tokens == 0:  # one was written, because the engine writes at least one
@@ -95,7 +100,17 @@ class _Choice:
         before = self.prompt_logprobs(counter, first[0])
         text, logprobs = self.part(counter, pieces)
         reason = pieces[-1].token.finish_reason
-        return {"text": self.echo + text, "logprobs": answers.joined(before, logprobs), "finish_reason": reason}
+        more = self.prompt_ids() | self.ids(pieces)
+        if self.asked.prompt_logprobs is not None:
+            more["prompt_logprobs"] = answers.prompt_logprobs(self.tokenizer, self.request.prompt, first[0])
+        return {"text": self.echo + text, "logprobs": answers.joined(before, logprobs), "finish_reason": reason, **more}
+
+    def prompt_ids(self) -> Object:
+        return {"prompt_token_ids": self.request.prompt} if self.asked.return_token_ids else {}
+
+    def ids(self, pieces: Sequence[Piece]) -> Object:
+        known = () if self.asked.max_tokens == 0 else pieces
+        return {"token_ids": answers.token_ids(known)} if self.asked.return_token_ids else {}
 
 
 async def _events(
@@ -105,12 +120,9 @@ async def _events(
     envelope: Envelope,
     first: Sequence[Piece],
 ) -> AsyncIterator[bytes]:
-    with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-    more = {"usage": None} if with_usage else {}
-
-    def chunk(index: int, text: str, logprobs: Object | None = None, finish: str | None = None) -> bytes:
-        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
-        return data(envelope.wrap([choice], **more))
+    def chunk(index: int, text: str, logprobs: Object | None, finish: str | None = None, **of: Any) -> bytes:
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish, **of}
+        return data(envelope.wrap([choice], **answers.chunk_usage(asked.stream_options, generation.usage)))
 
     makers = [choice for choice in choices for _ in range(choice.n_written)]
     counters = [maker.counter() for maker in makers]
@@ -122,12 +134,12 @@ async def _events(
             if index not in begun:
                 known = next((each for i, each in begun.items() if makers[i] is maker), None)
                 begun[index] = maker.prompt_logprobs(counters[index], piece) or known
-                if asked.echo:
-                    yield chunk(index, maker.echo, begun[index])
+                if asked.echo or asked.return_token_ids:
+                    yield chunk(index, maker.echo, begun[index], **maker.prompt_ids())
             text, logprobs = maker.part(counters[index], [piece])
-            if text or logprobs or piece.token.finish_reason:
-                yield chunk(index, text, logprobs, piece.token.finish_reason)
+            if text or logprobs or piece.token.finish_reason or asked.return_token_ids:
+                yield chunk(index, text, logprobs, piece.token.finish_reason, **maker.ids([piece]))
         pieces = await generation.next()
-    if with_usage:
+    if asked.stream_options is not None and asked.stream_options.include_usage:
         yield data(envelope.wrap([], usage=answers.usage_json(generation.usage)))
     yield DONE

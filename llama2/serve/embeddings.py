@@ -4,6 +4,7 @@ import asyncio
 import base64
 import struct
 
+import torch
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -32,9 +33,7 @@ async def embeddings(server: Server, request: Request) -> Response:
     call.usage.prompt_tokens = n_tokens
     vectors = []
     for ids in prompts:  # one by one, so that answers under way go on between them
-        embed = target.served.worker.call(
-            lambda llm, ids=ids: llm.embed_ids(ids, pooling=asked.pooling or "mean").tolist()
-        )
+        embed = target.served.worker.call(lambda llm, ids=ids: _vector(llm, ids, asked))
         vectors.append(await until_gone(request, embed))
     found = [
         {"object": "embedding", "index": i, "embedding": _coded(vector, asked.encoding_format)}
@@ -47,6 +46,11 @@ async def embeddings(server: Server, request: Request) -> Response:
 def _ids(llm: LLM, text: str | list[int]) -> list[int]:
     check_could_fit(llm, text)
     return llm.prompt_ids(text)
+
+
+def _vector(llm: LLM, ids: list[int], asked: EmbeddingRequest) -> list[float]:
+    vector = llm.embed_ids(ids, pooling=asked.pooling or "mean")
+    return (torch.nn.functional.normalize(vector, dim=0) if asked.normalize is not False else vector).tolist()
 
 
 def _coded(vector: list[float], form: str | None) -> list[float] | str:

@@ -40,6 +40,7 @@ class Prepared:
     request: Request
     prompt: Prompt | Ids
     stops: tuple[str, ...]
+    keeps_stop: bool
 
 
 def prepare(llm: LLM, prompt: Prompt | Ids, options: SamplingOptions, *, adapter: str | None) -> Prepared:
@@ -55,7 +56,7 @@ def prepare(llm: LLM, prompt: Prompt | Ids, options: SamplingOptions, *, adapter
             f"the prompt has {n_tokens} tokens and the model's context holds {room}, which leaves no room for an "
             "answer; shorten the prompt"
         )
-    return Prepared(request, prompt, stop_strings(options))
+    return Prepared(request, prompt, stop_strings(options), options.get("include_stop", False))
 
 
 def check_could_fit(llm: LLM, prompt: Prompt | Ids) -> None:
@@ -108,7 +109,7 @@ class Generation:
         self._jobs: list[Job] = []
         llm, n_choices = worker.loaded(), 0
         for each in prepared:
-            texts = llm.texts(each.request, each.prompt, stops=each.stops)
+            texts = llm.texts(each.request, each.prompt, stops=each.stops, keeps_stop=each.keeps_stop)
             job = Job(each.request, texts, self._queue.put_nowait, first_choice=n_choices)
             self._jobs.append(job)
             n_choices += each.request.params.n_written

@@ -2,8 +2,9 @@
 
     Wire
      |- Sampled              how to choose tokens, shared
-     |   |- ChatRequest          POST /v1/chat/completions
-     |   `- CompletionRequest    POST /v1/completions
+     |   `- Detailed
+     |       |- ChatRequest          POST /v1/chat/completions
+     |       `- CompletionRequest    POST /v1/completions
      |- EmbeddingRequest     POST /v1/embeddings
      `- ...                  /tokenize and its relatives; /v1/responses is in `responses.py`
 
@@ -13,9 +14,9 @@ Field names and ranges are OpenAI's; those marked "extra" are vLLM's and llama.c
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-MAX_INPUTS = 2048
+MAX_INPUTS, MAX_STOPS = 2048, 64
 Item = TypeVar("Item")
 Many = Annotated[list[Item], Field(fail_fast=True)]
 """A list of which the first mistake is told: all those of a million items would fill the memory."""
@@ -62,11 +63,13 @@ def ignored(value: Any, where: str = "") -> Iterator[str]:
 
 
 class StreamOptions(Wire):
-    include_usage: bool = False
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """extra; with include_usage every chunk says what it has been so far."""
 
 
 class JsonSchema(Wire):
-    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    name: str | None = Field(default=None, pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = None
@@ -75,12 +78,26 @@ class JsonSchema(Wire):
 class ResponseFormat(Wire):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    """extra; with type json_object."""
 
     @model_validator(mode="after")
     def _check(self) -> "ResponseFormat":
+        if self.schema_ is not None and self.type != "json_object":
+            raise ValueError("the field schema goes with type json_object")
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise ValueError("type json_schema and the field json_schema go together")
         return self
+
+
+class StructuredOutputs(Wire):
+    """What an answer must look like, as vLLM has it: one of these."""
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    json_object: bool | None = None
+    regex: str | None = Field(default=None, min_length=1)
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    grammar: str | None = Field(default=None, min_length=1)
 
 
 class Sampled(Wire):
@@ -88,12 +105,12 @@ class Sampled(Wire):
 
     model: str | None = None
     """The first model of the server if not given."""
-    max_tokens: int | None = Field(default=None, ge=0)
+    max_tokens: int | None = Field(default=None, ge=0, validation_alias=AliasChoices("max_tokens", "n_predict"))
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     n: int | None = Field(default=None, ge=1, le=128)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
@@ -107,7 +124,9 @@ class Sampled(Wire):
     """extra"""
     typical_p: float | None = Field(default=None, gt=0, le=1)
     """extra"""
-    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    repetition_penalty: float | None = Field(
+        default=None, gt=0, le=100, validation_alias=AliasChoices("repetition_penalty", "repeat_penalty")
+    )
     """extra"""
     dry_multiplier: float | None = Field(default=None, ge=0)
     """extra"""
@@ -119,11 +138,17 @@ class Sampled(Wire):
     """extra"""
     beam_width: int | None = Field(default=None, ge=1, le=64)
     """extra; beam search instead of sampling."""
+    use_beam_search: bool | None = None
+    """extra; a beam_width of n."""
     length_penalty: float | None = Field(default=None, ge=-10, le=10)
     """extra; with beam_width."""
     ignore_eos: bool | None = None
     """extra; end tokens do not end the answer."""
     stop_token_ids: Ids | None = None
+    """extra"""
+    include_stop_str_in_output: bool | None = None
+    """extra; the stop text that was found belongs to the answer."""
+    structured_outputs: StructuredOutputs | None = None
     """extra"""
     guided_json: dict[str, Any] | str | None = None
     """extra; a JSON schema, as vLLM has it."""
@@ -133,6 +158,10 @@ class Sampled(Wire):
     """extra"""
     guided_grammar: str | None = Field(default=None, min_length=1)
     """extra; Lark or llama.cpp's GBNF."""
+    json_schema: dict[str, Any] | None = None
+    """extra; guided_json, as llama.cpp has it."""
+    grammar: str | None = Field(default=None, min_length=1)
+    """extra; guided_grammar, as llama.cpp has it."""
 
     @model_validator(mode="after")
     def _check_sampled(self) -> "Sampled":
@@ -140,9 +169,25 @@ class Sampled(Wire):
             raise ValueError("stream_options: only allowed when stream is true")
         if self.stop is not None and "" in ([self.stop] if isinstance(self.stop, str) else self.stop):
             raise ValueError("stop: a stop text must not be empty")
-        for name in self.logit_bias or {}:
-            if not (name.isdecimal() and name.isascii() and len(name) < 10):
-                raise ValueError("logit_bias: its keys must be token ids")
+        wrong = [name for name in self.logit_bias or {} if not (name.isdecimal() and name.isascii() and len(name) < 10)]
+        if wrong:
+            shown = ", ".join(repr(name[:20]) for name in wrong[:5])
+            raise ValueError(f"logit_bias: its keys must be token ids, and {shown} are none")
+        return self
+
+
+class Detailed(Sampled):
+    """What else is to be told of prompt and answer."""
+
+    return_token_ids: bool | None = None
+    """extra"""
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
+    """extra; each token of the prompt, with this many of the likeliest in its place."""
+
+    @model_validator(mode="after")
+    def _check_detailed(self) -> "Detailed":
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs: only told with whole answers; leave stream out")
         return self
 
 
@@ -206,14 +251,31 @@ class NamedTool(Wire):
     function: NamedFunction
 
 
-class ChatRequest(Sampled):
+class Placed(Wire):
+    """What a conversation is rendered with, and where its prompt ends."""
+
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    add_generation_prompt: bool | None = None
+    """extra; false ends the prompt before the assistant's turn."""
+    continue_final_message: bool | None = None
+    """extra; the last message is the beginning of the answer."""
+
+    @model_validator(mode="after")
+    def _check_place(self) -> "Placed":
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("continue_final_message: does not go with add_generation_prompt")
+        return self
+
+
+class ChatRequest(Detailed, Placed):
     """A conversation to answer."""
 
     messages: Many[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    echo: bool | None = None
+    """extra; the answer repeats the message that it continues."""
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
 
@@ -221,6 +283,8 @@ class ChatRequest(Sampled):
     def _check_chat(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: only allowed when logprobs is true")
+        if self.echo and not self.continue_final_message:
+            raise ValueError("echo: only allowed when continue_final_message is true")
         if self.max_tokens == 0:
             raise ValueError("max_tokens: must be at least 1")
         if self.tool_choice not in (None, "none", "auto") and not self.tools:
@@ -231,8 +295,13 @@ class ChatRequest(Sampled):
                 raise ValueError("tool_choice: names no tool of this request")
         return self
 
+    @property
+    def echoed(self) -> str:
+        """What an answer repeats."""
+        return self.messages[-1].text if self.echo else ""
 
-class CompletionRequest(Sampled):
+
+class CompletionRequest(Detailed):
     """One or more texts to continue."""
 
     prompt: Texts
@@ -269,6 +338,8 @@ class EmbeddingRequest(Wire):
     dimensions: int | None = Field(default=None, ge=1)
     pooling: Literal["mean", "last"] | None = None
     """extra"""
+    normalize: bool | None = None
+    """extra; false leaves vectors as they are, else they have the length 1, as OpenAI's."""
 
     @model_validator(mode="after")
     def _check(self) -> "EmbeddingRequest":
@@ -291,7 +362,7 @@ class RenderRequest(Wire):
     texts: list[str]
 
 
-class TokenizeRequest(Wire):
+class TokenizeRequest(Placed):
     """A text or a conversation to turn into ids; llama.cpp's names are understood too."""
 
     model: str | None = None
@@ -301,6 +372,7 @@ class TokenizeRequest(Wire):
     add_special_tokens: bool | None = None
     add_special: bool | None = None
     with_pieces: bool | None = None
+    return_token_strs: bool | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "TokenizeRequest":
@@ -314,7 +386,7 @@ class DetokenizeRequest(Wire):
     tokens: Ids
 
 
-class TemplateRequest(Wire):
+class TemplateRequest(Placed):
     model: str | None = None
     messages: Many[ChatMessage] = Field(min_length=1)
 

@@ -104,6 +104,7 @@ class Server:
         max_tokens: how long the answer may be; None until the context is full.
         """
         limits = [limit for limit in (max_tokens, self.config.max_tokens) if limit is not None]
+        beam_width = (asked.n or 1) if asked.use_beam_search and asked.beam_width is None else asked.beam_width
         top_k = None if asked.top_k is None else max(asked.top_k, 0)
         bias = asked.logit_bias and {int(token_id): float(value) for token_id, value in asked.logit_bias.items()}
         given: dict[str, Any] = dict(
@@ -120,10 +121,11 @@ class Server:
             dry_allowed_length=asked.dry_allowed_length,
             min_tokens=asked.min_tokens,
             ignore_eos=asked.ignore_eos,
-            beam_width=asked.beam_width,
+            beam_width=beam_width,
             length_penalty=asked.length_penalty,
             stop_ids=asked.stop_token_ids and tuple(asked.stop_token_ids),
             stop=asked.stop,
+            include_stop=asked.include_stop_str_in_output,
             logit_bias=bias,
             seed=asked.seed,
             n=asked.n,

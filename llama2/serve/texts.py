@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llama2.chat import Message, render
 from llama2.llm import LLM
-from llama2.serve.answers import spelled
+from llama2.serve.answers import Object, spelled
 from llama2.serve.generation import check_could_fit
-from llama2.serve.protocol import ChatMessage, DetokenizeRequest, TemplateRequest, TokenizeRequest
+from llama2.serve.protocol import DetokenizeRequest, Placed, TemplateRequest, TokenizeRequest
 from llama2.serve.refusal import Json
 from llama2.serve.server import Server
 from llama2.serve.tools import conversation
@@ -25,21 +26,31 @@ async def tokenize(server: Server, request: Request) -> Response:
 
     def ids() -> list[int]:
         if asked.messages is not None:
-            return _rendered(llm, asked.messages)
+            return rendered(llm, conversation(asked.messages, asked.tools or (), llm), asked)
         text = asked.prompt if asked.prompt is not None else asked.content or ""
         return llm.prompt_ids(text) if bos else llm.tokenizer.encode(text)
 
-    tokens: list[object] = [*await asyncio.to_thread(ids)]
-    n_tokens = len(tokens)
+    tokens = await asyncio.to_thread(ids)
+    found: Object = {"tokens": tokens, "count": len(tokens), "max_model_len": llm.config.context_length}
+    pieces = [spelled(llm.tokenizer, each) for each in tokens] if asked.with_pieces or asked.return_token_strs else []
     if asked.with_pieces:
-        tokens = [{"id": each, "piece": spelled(llm.tokenizer, each)} for each in tokens if isinstance(each, int)]
-    return Json({"tokens": tokens, "count": n_tokens, "max_model_len": llm.config.context_length})
+        found["tokens"] = [{"id": each, "piece": piece} for each, piece in zip(tokens, pieces, strict=True)]
+    if asked.return_token_strs:
+        found["token_strs"] = pieces
+    return Json(found)
 
 
-def _rendered(llm: LLM, messages: Sequence[ChatMessage]) -> list[int]:
-    turns = conversation(messages, [], llm)
+def rendered(llm: LLM, turns: Sequence[Message], place: Placed) -> list[int]:
+    """Return a conversation as ids, up to where the client wants the prompt to end. Raises Llama2Error."""
     check_could_fit(llm, turns)
-    return llm.prompt_ids(turns)
+    goes_on = place.continue_final_message is True
+    return render(
+        turns,
+        llm.tokenizer,
+        format=llm.chat_format,
+        add_generation_prompt=not goes_on and place.add_generation_prompt is not False,
+        continue_final_message=goes_on,
+    ).tokens
 
 
 async def detokenize(server: Server, request: Request) -> Response:
@@ -51,8 +62,9 @@ async def detokenize(server: Server, request: Request) -> Response:
 
 
 async def apply_template(server: Server, request: Request) -> Response:
-    """Return a conversation as the model reads it, up to where its answer begins."""
+    """Return a conversation as the model reads it, up to where its answer begins, or goes on."""
     asked = await server.read(request, TemplateRequest)
     llm = server.target(asked.model).llm
-    tokens = await asyncio.to_thread(_rendered, llm, asked.messages)
+    turns = conversation(asked.messages, asked.tools or (), llm)
+    tokens = await asyncio.to_thread(rendered, llm, turns, asked)
     return Json({"prompt": llm.tokenizer.decode(tokens, special=True), "tokens": tokens})

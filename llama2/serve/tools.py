@@ -55,7 +55,7 @@ def conversation(messages: Sequence[ChatMessage], tools: Sequence[Tool], llm: LL
 
 def _content(message: ChatMessage) -> str:
     calls = [
-        f'{{"name": {json.dumps(call.function.name)}, "parameters": {call.function.arguments}}}'
+        f'{{"name": {json.dumps(call.function.name)}, "parameters": {call.function.arguments or "{}"}}}'
         for call in message.tool_calls or ()
     ]
     return message.text + "; ".join(calls)
@@ -76,13 +76,23 @@ def call_schema(tools: Sequence[Tool], choice: object) -> dict[str, Any] | None:
     calls: list[dict[str, Any]] = []
     definitions: dict[str, Any] = {}
     for tool in tools:
-        parameters, own = _lifted(tool.function.parameters or {"type": "object"}, prefix=f"{tool.function.name}.")
+        parameters, own = _lifted(_closed(tool.function.parameters), prefix=f"{tool.function.name}.")
         definitions |= own
         properties = {"name": {"const": tool.function.name}, "parameters": parameters}
         required = ["name", "parameters"]
         calls.append({"type": "object", "properties": properties, "required": required, "additionalProperties": False})
     schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
     return {**schema, "$defs": definitions} if definitions else schema
+
+
+def _closed(parameters: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a function's parameters so that no others are named, unless its schema speaks of others."""
+    if not parameters:
+        parameters = {"type": "object", "properties": {}}
+    speaks = {"additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref"}
+    if "properties" not in parameters or speaks & parameters.keys():
+        return parameters
+    return {**parameters, "additionalProperties": False}
 
 
 def _lifted(schema: dict[str, Any], *, prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -101,6 +111,8 @@ class ToolStream:
     """Functions that may be called; a call of another is text."""
     is_parallel: bool = True
     """Without it, calls after the first are dropped, as the client asked."""
+    must_call: bool = False
+    """A call is demanded: what looks like the beginning of one is, though it was cut off, no text."""
     n_calls: int = 0
     _held: str = ""
     _state: str = "undecided"  # then: text | arguments | between
@@ -124,6 +136,8 @@ class ToolStream:
             calls = list(_whole_calls(held))
             if calls and all(name in self.names for name, _ in calls):
                 return [delta for name, arguments in calls for delta in [*self._open(name), *self._more(arguments)]]
+        if self.must_call:
+            return []
         is_rest = self._state == "between" and not held.strip(" \t\r\n;}")
         return [{"content": held}] if held and not is_rest else []
 

@@ -43,11 +43,13 @@ def test_the_published_text_after_conversion_and_back(assets, published, tmp_pat
     there, back = tmp_path / "there", tmp_path / "back.bin"
     llama2.convert(assets / "checkpoints/stories260K/stories260K.bin", there, to=to)
     llama2.convert(there, back, to="llama2c")
-    for path in (there, back):
-        assert llama2.load(path, device="cpu").generate("", max_new_tokens=200, temperature=0) == published
+    assert llama2.load(there, device="cpu").generate("", max_new_tokens=200, temperature=0) == published
     before = llama2.load(assets / "checkpoints/stories260K/stories260K.bin", device="cpu").model.state_dict()
-    after = llama2.load(back, device="cpu").model.state_dict()
+    again = llama2.load(back, device="cpu")
+    after = again.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    beginning = again.generate("", max_new_tokens=30, temperature=0)  # of the same bits
+    assert len(beginning) > 30 and published.startswith(beginning)
 
 
 def test_the_folder_and_the_q8_file_of_a_real_model_both_tell_stories(assets):
@@ -98,6 +100,10 @@ def test_stop_strings_end_the_text_and_never_leak(stories, stop):
     assert done.text == free[:end]
     assert done.finish_reason == "stop"
     assert "".join(stories.stream("Once upon a time", max_new_tokens=60, temperature=0, stop=stop)) == free[:end]
+    found = next(each for each in stops if free.find(each) == end)
+    kept = dict(max_new_tokens=60, temperature=0, stop=stop, include_stop=True)
+    assert stories.generate("Once upon a time", **kept) == free[: end + len(found)]
+    assert "".join(stories.stream("Once upon a time", **kept)) == free[: end + len(found)]
 
 
 def test_a_stop_string_that_never_comes_holds_nothing_back_in_the_end(stories):
@@ -270,4 +276,4 @@ def test_the_defaults_of_sampling_options_are_those_of_params():
     from llama2.llm.grammar import FORMS
 
     fields = set(SamplingParams.__dataclass_fields__)
-    assert set(SamplingOptions.__annotations__) == fields | {"stop", *FORMS}
+    assert set(SamplingOptions.__annotations__) == fields | {"stop", "include_stop", *FORMS}

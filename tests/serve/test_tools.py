@@ -2,11 +2,13 @@
 
 import json
 
+import httpx2
 import openai
 import pytest
 
 from llama2.serve.answers import chat_message
-from llama2.serve.tools import ToolStream
+from llama2.serve.protocol import Tool
+from llama2.serve.tools import ToolStream, call_schema
 from tests.serve.conftest import CALL, TEXT
 
 WEATHER = {
@@ -95,6 +97,37 @@ def test_a_demanded_call_may_refer_to_definitions(client):
     tools = [{"type": "function", "function": {"name": name, "parameters": parameters}} for name in ("sun", "rain")]
     found = ask(client, tools=tools, tool_choice="required", max_tokens=200, seed=1).choices[0].message.tool_calls[0]
     assert json.loads(found.function.arguments)["city"] in ("Paris", "Rome")
+
+
+def test_a_demanded_call_that_is_cut_off_is_no_text(client):
+    found = ask(client, tool_choice="required", max_tokens=1)
+    assert found.choices[0].finish_reason == "length" and not found.choices[0].message.content
+    assert not any(
+        chunk.choices[0].delta.content for chunk in ask(client, tool_choice="required", max_tokens=1, stream=True)
+    )
+
+
+def test_a_demanded_call_has_the_arguments_of_its_function(client):
+    """One that the function does not have is not made up, unless its schema allows others."""
+    for parameters, wanted in (
+        ({"type": "object", "properties": {"day": {"enum": ["Monday"]}}, "required": ["day"]}, {"day": "Monday"}),
+        ({"type": "object", "properties": {}}, {}),
+        (None, {}),
+    ):
+        tool = {"type": "function", "function": {"name": "sun", "parameters": parameters}}
+        (call,) = ask(client, tools=[tool], tool_choice="required", max_tokens=200).choices[0].message.tool_calls
+        assert json.loads(call.function.arguments) == wanted
+    assert call_schema([Tool(**WEATHER)], "required")["properties"]["parameters"]["additionalProperties"] is False
+    free = {"type": "object", "properties": {}, "additionalProperties": {"type": "string"}}
+    tool = Tool(**{**WEATHER, "function": {**WEATHER["function"], "parameters": free}})
+    assert call_schema([tool], "required")["properties"]["parameters"] == free
+
+
+def test_a_call_without_arguments_goes_back_as_json(server):
+    call = {"id": "c", "type": "function", "function": {"name": "now", "arguments": ""}}
+    messages = [*HI, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "noon"}]
+    body = httpx2.post(f"{server.url}/apply-template", json={"model": "caller", "messages": messages}).json()
+    assert '{"name": "now", "parameters": {}}<|eot_id|>' in body["prompt"]
 
 
 def test_a_model_of_another_format_refuses_tools(client):
