@@ -26,7 +26,7 @@ from llama2.data.preferences.batch import lay_out
 from llama2.errors import TrainingError
 from llama2.llm import tokenizer_of
 from llama2.model.heads import read_head
-from llama2.model.losses import token_logprobs
+from llama2.model.losses import hidden_states, token_logprobs
 from llama2.model.transformer import Transformer
 from llama2.parallel.gather import whole
 from llama2.parallel.mesh import start
@@ -89,7 +89,8 @@ class Learner(ABC, Generic[Config]):
         self.model.eval()
         found: list[Known | None] = [None] * len(answers)
         size = self.config.micro_batch_size or min(32, len(answers))
-        order = np.argsort(rows.lengths, kind="stable") if self.world.dp == 1 else np.arange(len(answers))
+        is_free = self.world.dp == 1 and self.n_answers == 1  # answers to one prompt stay together: it is read once
+        order = np.argsort(rows.lengths, kind="stable") if is_free else np.arange(len(answers))
         for at in range(0, len(order), size):
             numbers = order[at : at + size].tolist()
             batch, _ = lay_out(rows, numbers)
@@ -102,7 +103,7 @@ class Learner(ABC, Generic[Config]):
             values = torch.zeros_like(old)
             if with_values:
                 with speaking_as(self.model, VALUE):
-                    values = read_head(self.model, VALUE, self.model.hidden(batch.tokens, batch.positions))
+                    values = read_head(self.model, VALUE, hidden_states(self.model, batch))
             is_answer = batch.targets != -100
             for row, number in enumerate(numbers):
                 parts = (each[row][is_answer[row]].float().cpu() for each in (old, reference, values))

@@ -97,7 +97,8 @@ class Online:
         self._taken += 1
         lengths = {i: len(self._collected.answers[i].prompt) + len(self._collected.answers[i].ids) for i in mine}
         self.n_read = round(self.world.sum([sum(lengths.values())])[0])
-        ordered = sorted(mine, key=lengths.__getitem__)  # those of about one length go together, to pad little
+        # Answers of about one length go together, to pad little; those to one prompt, to read it once.
+        ordered = sorted(mine, key=lengths.__getitem__) if self.n_answers == 1 else [*mine]
         micro = self.micro_batch_size or size
         return [self._collected.batch(ordered[i : i + micro]) for i in range(0, size, micro)]
 

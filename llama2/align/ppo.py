@@ -22,7 +22,7 @@ from llama2.align.rollout import Sampled
 from llama2.data.batch import IGNORE, Batch
 from llama2.data.preferences.batch import lay_out
 from llama2.model.heads import read_head
-from llama2.model.losses import logprobs_and_entropy
+from llama2.model.losses import hidden_states, logprobs_and_entropy
 from llama2.model.transformer import Transformer
 from llama2.parallel.mesh import World
 from llama2.train.run import Outcome
@@ -104,7 +104,7 @@ class Ppo(Learner[PpoConfig]):
         with speaking_as(model, POLICY):
             logprobs, entropy = logprobs_and_entropy(model, batch.rows, temperature=self.config.temperature)
         with speaking_as(model, VALUE):
-            values = read_head(model, VALUE, model.hidden(batch.rows.tokens, batch.rows.positions))
+            values = read_head(model, VALUE, hidden_states(model, batch.rows))
         gain = policy_loss(logprobs, batch.old, batch.advantages, clip_ratio=self.config.clip_ratio)
         error = value_loss(values, batch.values, batch.returns, clip=self.config.value_clip)
         loss = (gain + self.config.vf_coef * error)[is_answer].sum()

@@ -33,6 +33,7 @@ from llama2.errors import ConfigError
 from llama2.llm import tokenizer_of
 from llama2.model.config import ModelConfig
 from llama2.model.heads import add_heads, at_ends, read_head, trunk_only
+from llama2.model.losses import hidden_states
 from llama2.model.transformer import Transformer
 from llama2.parallel.mesh import World, start
 from llama2.tokenizer.tokenizer import Tokenizer
@@ -151,7 +152,7 @@ def reward_loss(config: RewardConfig) -> LossFn:
     table, weight = torch.tensor([*MARGINS[config.margin][::-1], 0.0], dtype=torch.float64), config.weight_of_safety
 
     def loss_fn(model: Transformer, batch: PairBatch) -> tuple[Tensor, int, dict[str, float]]:
-        ends = at_ends(model.hidden(batch.rows.tokens, batch.rows.positions), batch.ends)
+        ends = at_ends(hidden_states(model, batch.rows), batch.ends)
         chosen, rejected = read_head(model, "score", ends).chunk(2)
         counts = batch.numbers >= 0
         margins = batch.margins + table.to(chosen.device)[batch.ratings]  # of an unknown rating, -1, the last: 0

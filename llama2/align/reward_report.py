@@ -20,6 +20,7 @@ from llama2.data.preferences.loader import in_order
 from llama2.data.preferences.pair import RATINGS
 from llama2.data.preferences.sets import PairSet
 from llama2.model.heads import at_ends, read_head
+from llama2.model.losses import hidden_states
 from llama2.train.report import render_plot
 
 N_BINS = 10
@@ -57,7 +58,7 @@ def gaps_of(model: Path, pairs: PairSet, *, batch_size: int = 32) -> Tensor:
     scorer = store.load_scored(model, dtype="float32").eval()
     gaps = []
     for batch in in_order(pairs, batch_size):
-        ends = at_ends(scorer.hidden(batch.rows.tokens, batch.rows.positions), batch.ends)
+        ends = at_ends(hidden_states(scorer, batch.rows), batch.ends)
         chosen, rejected = read_head(scorer, "score", ends).chunk(2)
         gaps.append(chosen - rejected)
     return torch.cat(gaps)

@@ -24,6 +24,7 @@ from llama2.data.preferences.render import render_answer
 from llama2.errors import CheckpointError, ConfigError, DataError
 from llama2.llm import tokenizer_of
 from llama2.model.heads import at_ends, head_names, read_head
+from llama2.model.losses import hidden_states
 from llama2.model.transformer import Transformer
 from llama2.tokenizer.tokenizer import Tokenizer
 
@@ -62,14 +63,16 @@ class RewardModel:
         if not answers:
             return torch.zeros(0)
         rows = self._rows(conversations, answers)
-        order = np.argsort(rows.lengths, kind="stable")
+        # Several answers to one prompt stay together, so that it is read once; else those of about one length.
+        repeats = len(conversations) > len({str(each) for each in conversations})
+        order = np.arange(len(rows)) if repeats else np.argsort(rows.lengths, kind="stable")
         found = torch.zeros(len(answers))
         device = self.model.norm.weight.device
         for at in range(0, len(order), self.batch_size):
             some = order[at : at + self.batch_size]
             batch, ends = lay_out(rows, some)
             batch = batch.to(device)
-            hidden = at_ends(self.model.hidden(batch.tokens, batch.positions), ends.to(device))
+            hidden = at_ends(hidden_states(self.model, batch), ends.to(device))
             found[torch.from_numpy(some)] = read_head(self.model, head, hidden).float().cpu()
         return found
 

@@ -33,10 +33,11 @@ def visible(
     *,
     window: int | None = None,
     documents: Int[Tensor, "B T"] | None = None,
+    branches: Int[Tensor, "B T"] | None = None,
 ) -> Bool[Tensor, "#B T S"]:
     """Return which keys each query may see: not later ones, not other documents', not beyond the window.
 
-    With `documents` the keys are those of the same T tokens.
+    With `documents` the keys are those of the same T tokens, with `branches` too, and all see those of branch 0.
     """
     distance = q_positions[:, :, None] - k_positions[:, None, :]
     seen = distance >= 0
@@ -44,6 +45,8 @@ def visible(
         seen = seen & (distance < window)
     if documents is not None:
         seen = seen & (documents[:, :, None] == documents[:, None, :])
+    if branches is not None:
+        seen = seen & ((branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :]))
     return seen
 
 

@@ -14,8 +14,8 @@ from llama2.kernels.build import call, library
 
 QUERIES = 128
 """How many are computed at a time, with the keys up to the last of them."""
-LONGEST = 512
-"""Tokens in a row; scores of longer ones would take more memory than they save time."""
+SCORES_BYTES = 128 << 20
+"""What a layer may keep of its scores for the backward pass; beyond it PyTorch's kernels, which keep none."""
 
 
 def applies(*tensors: Tensor) -> bool:
@@ -31,6 +31,12 @@ def fits(*tensors: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and library() is not None
     )
+
+
+def attends(q: Float[Tensor, "B T H Dh"], k: Tensor, v: Tensor) -> bool:
+    """Whether `attend` computes these."""
+    batch, time, n_heads, _ = q.shape
+    return time > 1 and batch * n_heads * time * (time + QUERIES) <= SCORES_BYTES and applies(q, k, v)
 
 
 def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*B D"]:

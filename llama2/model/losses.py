@@ -29,10 +29,18 @@ def next_token_loss(model: Transformer, batch) -> Losses:
     The projection on the vocabulary and the softmax are computed a chunk of positions at a time, forward and
     backward together, so the logits [B T V] never exist whole. batch: a `data.batch.Batch`.
     """
-    hidden = model.hidden(batch.tokens, batch.positions, batch.documents)
+    hidden = hidden_states(model, batch)
     weight = model.tok_embeddings.weight if model.output is None else model.output.weight
     loss = cross_entropy(hidden.flatten(0, 1), weight, batch.targets.flatten())
     return loss, batch.n_targets, {}
+
+
+def hidden_states(model: Transformer, batch) -> Float[Tensor, "B T D"]:
+    """Return the hidden states of a batch's rows; what several of them begin with is read once where that is known."""
+    if batch.shared is None or not model.can_branch:
+        return model.hidden(batch.tokens, batch.positions, batch.documents)
+    found = model.hidden(batch.shared.tokens, batch.shared.positions, branches=batch.shared.branches)
+    return F.embedding(batch.shared.where, found.flatten(0, 1))
 
 
 def cross_entropy(
@@ -148,7 +156,7 @@ def logprobs_and_entropy(
 
     As with `next_token_loss` the logits never exist whole; the backward pass computes them once more.
     """
-    hidden = model.hidden(batch.tokens, batch.positions, batch.documents)
+    hidden = hidden_states(model, batch)
     weight = model.tok_embeddings.weight if model.output is None else model.output.weight
     targets = batch.targets.flatten()
     kept = _rows_worth_computing(targets)

@@ -52,7 +52,7 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "B T D"], turns: Tensor, mask: Tensor | None, cache: Cache | None
     ) -> Float[Tensor, "B T D"]:
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))  # [B T H|K Dh]
-        if cache is None and 1 < x.shape[1] <= fused.LONGEST and fused.applies(q, k, v):
+        if cache is None and fused.attends(q, k, v):
             return self.wo(fused.attend(q, k, v, turns, mask).flatten(-2))
         q, k = rotate(q, turns), rotate(k, turns)
         out = attend(q, k, v, mask) if cache is None else cache.attend(self.layer_id, q, k, v)
@@ -126,18 +126,28 @@ class Transformer(nn.Module):
         positions: Int[Tensor, "#B T"] | None = None,
         documents: Int[Tensor, "B T"] | None = None,
         cache: Cache | None = None,
+        branches: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """Return the final, normed hidden states; arguments as in `forward`."""
-        assert cache is None or (positions is not None and documents is None)
+        """Return the final, normed hidden states; arguments as in `forward`.
+
+        branches: rows are several texts that begin alike; a token sees those before it of branch 0 and of its own.
+        """
+        assert cache is None or (positions is not None and documents is None and branches is None)
+        assert branches is None or self.can_branch
         in_order = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        mask = None
-        if cache is None and (documents is not None or self.config.sliding_window is not None):
-            mask = visible(in_order, in_order, window=self.config.sliding_window, documents=documents)
+        mask, window = None, self.config.sliding_window
+        if cache is None and not (documents is None and branches is None and window is None):
+            mask = visible(in_order, in_order, window=window, documents=documents, branches=branches)
         x = self.tok_embeddings(tokens)  # [B T D]
         turns = self.rotation(in_order if positions is None else positions, x.dtype)
         for layer in self.layers:
             x = layer(x, turns, mask, cache)
         return self.norm(x)
+
+    @property
+    def can_branch(self) -> bool:
+        """Whether rows may branch: not where distances or lengths are counted along the whole row."""
+        return self.config.sliding_window is None and not self.rotation.is_dynamic
 
     def project(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """Return the logits of hidden states."""

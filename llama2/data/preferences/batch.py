@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from llama2.data.batch import Batch, Span, collate
+from llama2.data.batch import Batch, Span, collate, share
 from llama2.data.examples import Examples
 
 MULTIPLE = 32
@@ -67,6 +67,7 @@ class LabelledBatch:
 def lay_out(examples: Examples, numbers: Sequence[int] | np.ndarray) -> tuple[Batch, Int[Tensor, " B"]]:
     """Return examples as rows, each whole and alone, and where the last token of each stands.
 
+    What comes before the first trained token may be alike in several rows, and is then read once (`Batch.shared`).
     Padding is token 0 at position 0: so a row turns as it would alone, with a rotation that goes by its length too.
     """
     ends = torch.from_numpy(examples.lengths[numbers] - 1)
@@ -75,4 +76,7 @@ def lay_out(examples: Examples, numbers: Sequence[int] | np.ndarray) -> tuple[Ba
     spans = [Span(np.append(examples.document(i), 0), np.append(examples.trained(i), False)) for i in numbers]
     rows = collate([[span] for span in spans], length)
     is_padding = torch.arange(length) > ends[:, None]
-    return replace(rows, positions=rows.positions.masked_fill(is_padding, 0)), ends
+    # the last token before those that are trained predicts the first of them, in each row another: it is not shared
+    n_common = [max(0, int(np.argmax(np.append(examples.trained(i), True))) - 1) for i in numbers]
+    together = share([examples.document(i).tolist() for i in numbers], n_common, (len(ends), length))
+    return replace(rows, positions=rows.positions.masked_fill(is_padding, 0), shared=together), ends
