@@ -1,6 +1,8 @@
-"""Shared fixtures: where the real checkpoints are."""
+"""Shared fixtures: where the real checkpoints are, and the command without a process of its own."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,10 @@ WITH_SHAPES = [
 ]
 install_import_hook(WITH_SHAPES, "beartype.beartype")  # every annotated shape and type is checked in the tests
 torch.set_num_threads(1)  # tiny models: more threads would only wait for each other, and for other workers
+# The tests start a hundred processes. Where compiled modules are not to be kept, as in many containers, each of them
+# would compile PyTorch anew: 5 s of work before it begins instead of 2 s.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +29,23 @@ def assets() -> Path:
     if not folder:
         pytest.skip("LLAMA2_TEST_ASSETS is not set: no real checkpoints to test with")
     return Path(folder)
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """Return a function that runs `llama2 ...` in this process, without the seconds that a new one takes to begin.
+
+    It returns what subprocess.run would.
+    """
+    from llama2.cli.main import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["llama2", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return run

@@ -102,21 +102,21 @@ def test_each_round_answers_other_prompts_with_the_newest_model_and_learns_from_
 
 
 def test_a_loop_that_was_stopped_goes_on_and_comes_to_the_same(settings):
-    reject(whole := settings("whole", n_rounds=2))
-    reject(config := settings("stopped", n_rounds=2))
+    reject(config := settings(n_rounds=2))
+    names = ("round-1/samples.jsonl", "round-2/samples.jsonl", "round-2/best.jsonl")
+    whole = {name: (config.out / name).read_text() for name in names}
     shutil.rmtree(config.out / "round-2")
     (config.out / "round-1/curve.png").unlink()
     text = (config.out / "round-1/samples.jsonl").read_text()
     (config.out / "round-1/samples.jsonl").write_text(text[: len(text) // 2])  # killed while it wrote
     reject(config.model_copy(update={"resume": True}))
-    for name in ("round-1/samples.jsonl", "round-2/samples.jsonl", "round-2/best.jsonl"):
-        assert (whole.out / name).read_text() == (config.out / name).read_text()
+    assert {name: (config.out / name).read_text() for name in names} == whole
     with pytest.raises(Llama2Error, match="holds a run already; add --resume"):
         reject(config)
     with pytest.raises(Llama2Error, match="was begun with n_samples=4, not 5"):
         reject(config.model_copy(update={"resume": True, "n_samples": 5}))
     with pytest.raises(Llama2Error, match="was begun with prompts="):
-        reject(config.model_copy(update={"resume": True, "prompts": (whole.out / "round-1/best.jsonl",)}))
+        reject(config.model_copy(update={"resume": True, "prompts": (config.out / "round-1/best.jsonl",)}))
     with pytest.raises(Llama2Error, match="was begun with n_tuning=32, not 8"):
         reject(config.model_copy(update={"resume": True, "n_tuning": 8}))
 

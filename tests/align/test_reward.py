@@ -19,6 +19,7 @@ from llama2.errors import CheckpointError, ConfigError, DataError, Llama2Error
 from llama2.llm import load
 from llama2.model.heads import add_heads, at_ends, read_head
 from llama2.model.lora import active_adapters
+from llama2.train.loop import Trainer
 from tests.align.conftest import SHAPE, assert_near, assert_same, finish, launch, steps
 from tests.pocket import pocket_tokenizer
 
@@ -185,6 +186,19 @@ def test_accumulation_changes_nothing(settings):
     assert_near(whole.out, parts.out, bound=1e-9)
 
 
+def test_stopped_and_resumed_is_never_stopped(settings, monkeypatch):
+    """In one process; the kill below is the real thing."""
+    train_reward(whole := settings("whole", safety_weight=1.0))
+    split, step = settings("split", safety_weight=1.0), Trainer.step
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", lambda self, *a, **k: step(self, *a, **k | {"stop": self.n_done == 4}))
+        assert train_reward(split).stopped_by
+    torch.rand(3)
+    assert train_reward(split.model_copy(update={"resume": True})).n_steps == 10
+    assert_same(whole.out, split.out)
+
+
+@pytest.mark.slow
 def test_killed_and_resumed_is_never_killed(settings):
     train_reward(whole := settings("whole", max_steps=30))
     config = settings("killed", max_steps=30, save_every=1)

@@ -1,4 +1,8 @@
-"""The command line as a user runs it: real processes, what they print where, and how they fail."""
+"""The command line as a user runs it: what it prints where, and how it fails.
+
+What a process alone can show has a real one: streams, imports, encodings. The rest runs in this process: a new one
+takes seconds to begin.
+"""
 
 import json
 import os
@@ -55,13 +59,13 @@ def test_help_lists_every_command_and_imports_no_torch():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_a_runnable_example(command):
-    done = run(command, "--help")
+def test_every_command_has_help_with_a_runnable_example(here, command):
+    done = here(command, "--help")
     assert done.returncode == 0
     assert f"  llama2 {command}" in done.stdout.split("Examples:")[1]
 
 
-def test_info_on_shapes_and_configs_imports_no_torch(model, tmp_path):
+def test_info_on_shapes_and_configs_imports_no_torch(here, model, tmp_path):
     assert not imports_torch("info", "llama2-7b")
     assert not imports_torch("info", model)
     llama2.convert(model, tmp_path / "m.gguf", to="gguf")
@@ -70,38 +74,38 @@ def test_info_on_shapes_and_configs_imports_no_torch(model, tmp_path):
     for name in ("m.gguf", "m.bin", "m"):
         assert not imports_torch("info", tmp_path / name)
     for place in (model, model / "config.json", tmp_path / "m.gguf", tmp_path / "m.bin", tmp_path / "m"):
-        facts = json.loads(run("info", place, "--json").stdout)
+        facts = json.loads(here("info", place, "--json").stdout)
         assert facts["n_parameters"] == POCKET.n_parameters
 
 
-def test_info_lists_the_family():
-    lines = run("info").stdout.splitlines()
+def test_info_lists_the_family(here):
+    lines = here("info").stdout.splitlines()
     assert len(lines) == len(FAMILY) + 1
-    assert json.loads(run("info", "--json").stdout)["llama2-7b"]["n_parameters"] == 6_738_415_616
-    assert "6,738,415,616" in run("info", "Llama2-7B").stdout
+    assert json.loads(here("info", "--json").stdout)["llama2-7b"]["n_parameters"] == 6_738_415_616
+    assert "6,738,415,616" in here("info", "Llama2-7B").stdout
 
 
-def test_generate_prints_only_the_text(assets):
+def test_generate_prints_only_the_text(here, assets):
     checkpoint = assets / "checkpoints/stories260K/stories260K.bin"
     expected = json.loads((assets / "checkpoints/expected.json").read_text())["stories260K"][0]["expected"]
     options = ["--max-new-tokens", 200, "--temperature", 0]
     done = run("generate", checkpoint, "--prompt", "", *options)
     assert (done.stdout, done.stderr, done.returncode) == (expected + "\n", "", 0)
     options[1] = 20
-    echoed = run("generate", checkpoint, "--prompt", "Once upon a time", *options).stdout
-    bare = run("generate", checkpoint, "--prompt", "Once upon a time", "--no-echo", *options).stdout
+    echoed = here("generate", checkpoint, "--prompt", "Once upon a time", *options).stdout
+    bare = here("generate", checkpoint, "--prompt", "Once upon a time", "--no-echo", *options).stdout
     assert echoed == "Once upon a time" + bare
     assert run("generate", checkpoint, "--prompt", "-", *options, stdin="Once upon a time").stdout == echoed
 
 
-def test_generate_repeats_with_a_seed_and_gives_n_answers(model):
+def test_generate_repeats_with_a_seed_and_gives_n_answers(here, model):
     options = ["--prompt", "a", "--max-new-tokens", 10, "--temperature", 1, "--seed", 5]
-    once = run("generate", model, *options)
-    assert once.returncode == 0 and once.stdout == run("generate", model, *options).stdout
-    assert run("generate", model, *options, "--n", 3).stdout.startswith(once.stdout)
+    once = here("generate", model, *options)
+    assert once.returncode == 0 and once.stdout == here("generate", model, *options).stdout
+    assert here("generate", model, *options, "--n", 3).stdout.startswith(once.stdout)
 
 
-def test_a_file_of_prompts_is_answered_in_order_and_resumes(model, tmp_path):
+def test_a_file_of_prompts_is_answered_in_order_and_resumes(here, model, tmp_path):
     records = [{"id": i, "prompt": "x" * i} for i in range(1, 6)]
     records += [{"messages": [{"role": "user", "content": "Hi"}]}]
     source, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
@@ -115,49 +119,49 @@ def test_a_file_of_prompts_is_answered_in_order_and_resumes(model, tmp_path):
     for answer in answers:
         assert answer["completion"]["n_new_tokens"] <= 5 and isinstance(answer["completion"]["text"], str)
     out.write_bytes(whole[: len(whole) // 2])  # killed in the middle of a line
-    resumed = run("generate", model, *options)
+    resumed = here("generate", model, *options)
     assert "going on" in resumed.stderr
     assert out.read_bytes() == whole
-    again = run("generate", model, *options)
+    again = here("generate", model, *options)
     assert again.returncode == 0 and out.read_bytes() == whole
-    mixed = run("generate", model, *options, "--top-k", 3)
+    mixed = here("generate", model, *options, "--top-k", 3)
     assert mixed.returncode == 2 and "same model and options" in mixed.stderr and out.read_bytes() == whole
     source.write_text('{"prompt": "another"}\n')
-    refused = run("generate", model, *options)
+    refused = here("generate", model, *options)
     assert refused.returncode == 2 and "answers another prompt" in refused.stderr
     assert out.read_bytes() == whole
 
 
-def test_a_prompt_too_long_stops_a_file_before_any_work(model, tmp_path):
+def test_a_prompt_too_long_stops_a_file_before_any_work(here, model, tmp_path):
     source, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     source.write_text('{"prompt": "short"}\n{"prompt": "' + "x" * 400 + '"}\n')
-    done = run("generate", model, "--prompts", source, "--out", out)
+    done = here("generate", model, "--prompts", source, "--out", out)
     assert done.returncode == 2 and "402 tokens" in done.stderr and not out.exists()
 
 
-def test_convert_takes_the_formats_own_options(model, tmp_path):
-    assert run("convert", model, tmp_path / "m.bin", "--to", "llama2c", "--version", 0).returncode == 0
-    assert run("convert", model, tmp_path / "m", "--to", "meta", "--shards", 2).returncode == 0
+def test_convert_takes_the_formats_own_options(here, model, tmp_path):
+    assert here("convert", model, tmp_path / "m.bin", "--to", "llama2c", "--version", 0).returncode == 0
+    assert here("convert", model, tmp_path / "m", "--to", "meta", "--shards", 2).returncode == 0
     assert (tmp_path / "m" / "consolidated.01.pth").exists()
-    refused = run("convert", model, tmp_path / "n", "--to", "hf", "--shards", 2)
+    refused = here("convert", model, tmp_path / "n", "--to", "hf", "--shards", 2)
     assert refused.returncode == 2 and "shards" in refused.stderr and not (tmp_path / "n").exists()
 
 
-def test_convert_says_what_was_lost_and_refuses_to_overwrite(model, tmp_path):
-    done = run("convert", model, tmp_path / "m.gguf", "--to", "gguf", "--dtype", "q8_0")
+def test_convert_says_what_was_lost_and_refuses_to_overwrite(here, model, tmp_path):
+    done = here("convert", model, tmp_path / "m.gguf", "--to", "gguf", "--dtype", "q8_0")
     assert done.returncode == 0 and done.stdout == "" and "wrote" in done.stderr
     before = (tmp_path / "m.gguf").read_bytes()
-    again = run("convert", model, tmp_path / "m.gguf", "--to", "gguf")
+    again = here("convert", model, tmp_path / "m.gguf", "--to", "gguf")
     assert again.returncode == 2 and "exists" in again.stderr
     assert (tmp_path / "m.gguf").read_bytes() == before
 
 
-def test_tokenize(assets):
+def test_tokenize(here, assets):
     path = assets / "tokenizers/llama2/tokenizer.model"
-    assert json.loads(run("tokenize", path, "Hello world", "--ids").stdout) == [15043, 3186]
-    assert run("tokenize", path, "Hello world").stdout.split() == ["15043", "'", "Hello'", "3186", "'", "world'"]
-    assert json.loads(run("tokenize", path, "<s>", "--ids", "--special").stdout) == [1]
-    assert json.loads(run("tokenize", path, "<s>", "--ids").stdout) == [529, 29879, 29958]
+    assert json.loads(here("tokenize", path, "Hello world", "--ids").stdout) == [15043, 3186]
+    assert here("tokenize", path, "Hello world").stdout.split() == ["15043", "'", "Hello'", "3186", "'", "world'"]
+    assert json.loads(here("tokenize", path, "<s>", "--ids", "--special").stdout) == [1]
+    assert json.loads(here("tokenize", path, "<s>", "--ids").stdout) == [529, 29879, 29958]
 
 
 def test_chat_streams_answers_and_obeys_commands(model):
@@ -190,15 +194,15 @@ def test_chat_streams_answers_and_obeys_commands(model):
     assert "Traceback" not in done.stderr
 
 
-def test_a_vocabulary_from_a_generated_world(tmp_path):
+def test_a_vocabulary_from_a_generated_world(here, tmp_path):
     world, out = tmp_path / "world", tmp_path / "tokenizer"
-    assert run("world", "--stories", 200, "--heldout", 2, "--out", world).returncode == 0
+    assert here("world", "--stories", 200, "--heldout", 2, "--out", world).returncode == 0
     files = [world / "train/stories.en.txt", world / "train/stories.jsonl"]
-    done = run("train-tokenizer", *files, "--vocab-size", 900, "--out", out)
+    done = here("train-tokenizer", *files, "--vocab-size", 900, "--out", out)
     assert done.returncode == 0 and done.stdout == "" and "900 pieces" in done.stderr
-    ids = [json.loads(run("tokenize", out / name, "Mia went", "--ids").stdout) for name in TOKENIZERS]
+    ids = [json.loads(here("tokenize", out / name, "Mia went", "--ids").stdout) for name in TOKENIZERS]
     assert ids[0] == ids[1]
-    again = run("train-tokenizer", *files, "--vocab-size", 900, "--out", out)
+    again = here("train-tokenizer", *files, "--vocab-size", 900, "--out", out)
     assert again.returncode == 2 and "nothing is overwritten" in again.stderr
 
 
@@ -218,21 +222,29 @@ def test_a_broken_corpus_is_named(tmp_path, content, said):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_demo_without_a_model(tmp_path):
-    """Every stage at a hundredth of its size; the second time everything is there."""
+TOLD = ("show_stories", "show_tasks", "walk", "show_alignment")
+
+
+def test_the_demo_without_a_model(here, tmp_path, monkeypatch):
+    """Every stage at a hundredth of its size; the second time everything is there, and is only told again."""
     out = tmp_path / "out"
-    for is_again in (False, True):
-        done = run("demo", "--quick", "--out", out)
-        assert done.returncode == 0, done.stderr
-        for stage in ("4. Pretraining", "6. Taught", "9. Of two answers", "10. Aligned"):
-            assert (stage in done.stdout) != is_again
-        assert "gap closed" in done.stdout and "aligned, reward" in done.stdout
-        assert done.stdout.count("the same story") == 2 and done.stdout.count("% (") == 6
+    done = run("demo", "--quick", "--out", out, COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    stages = ("4. Pretraining", "6. Taught", "9. Of two answers", "10. Aligned")
+    assert all(stage in done.stdout for stage in stages)
+    assert "gap closed" in done.stdout and "aligned, reward" in done.stdout
+    assert done.stdout.count("the same story") == 2 and done.stdout.count("% (") == 6
     assert {path.name for path in out.iterdir()} >= {"world", "shards", "readers", "run", "tuned", "chat", "story.gguf"}
     assert (out / "run" / "report.html").is_file() and (out / "run" / "model" / "config.json").is_file()
     assert (out / "tuned" / "model" / "adapter_config.json").is_file()
     assert (out / "aligned" / "model" / "config.json").is_file()
     assert (out / "reward" / "calibration.png").is_file()
+    told = []
+    for name in TOLD:
+        monkeypatch.setattr(f"llama2.demo.run.{name}", lambda *_, name=name: told.append(name))
+    again = here("demo", "--quick", "--out", out)
+    assert again.returncode == 0, again.stderr
+    assert not any(stage in again.stdout for stage in stages) and told == list(TOLD)
 
 
 def test_the_demo_with_a_model_is_a_chat(model):
@@ -285,9 +297,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_mistake_is_one_line_on_standard_error(model, name):
+def test_a_mistake_is_one_line_on_standard_error(here, model, name):
     arguments, said = BROKEN[name]
-    done = run(*[model if argument == "MODEL" else argument for argument in arguments])
+    done = here(*[model if argument == "MODEL" else argument for argument in arguments])
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("llama2: error: ")

@@ -1,9 +1,6 @@
 """Base and adapter become one model; what the rounding costs is said, and too much of it refused."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -53,12 +50,6 @@ def make(tmp_path):
         return model.eval()
 
     return make
-
-
-def run(*arguments):
-    command = [sys.executable, "-m", "llama2", *map(str, arguments)]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
 
 
 @torch.no_grad()
@@ -174,22 +165,22 @@ def test_what_does_not_belong_together_is_named(make, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_commands(make, tmp_path):
+def test_the_commands(here, make, tmp_path):
     make(strength=2e-5, dtype="bfloat16")
     base, adapter, out, text = (tmp_path / name for name in ("base", "adapter", "out", "text.txt"))
     text.write_text("One day a cat\nsat on a mat.\n")
-    refused = run("merge", base, adapter, out, "--text", text)
+    refused = here("merge", base, adapter, out, "--text", text)
     assert refused.returncode == 2 and refused.stdout == "" and not out.exists()
     assert refused.stderr.startswith("llama2: error: rounded to bfloat16") and "--accept-loss" in refused.stderr
-    done = run("merge", base, adapter, out, "--text", text, "--dtype", "float32")
+    done = here("merge", base, adapter, out, "--text", text, "--dtype", "float32")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("float32: logits differ") and f"on {30} tokens of the text" in done.stdout
-    assert run("merge", base, adapter, tmp_path / "lossy", "--accept-loss").returncode == 0
+    assert here("merge", base, adapter, tmp_path / "lossy", "--accept-loss").returncode == 0
     greedy = ("--prompt", "Once", "--temperature", 0, "--max-new-tokens", 8, "--dtype", "float32")
-    merged, adapted = run("generate", out, *greedy), run("generate", adapter, *greedy)
+    merged, adapted = here("generate", out, *greedy), here("generate", adapter, *greedy)
     assert merged.returncode == adapted.returncode == 0, adapted.stderr
     assert merged.stdout == adapted.stdout and merged.stdout.startswith("Once")
-    facts = json.loads(run("info", adapter, "--json").stdout)
+    facts = json.loads(here("info", adapter, "--json").stdout)
     assert facts["format"] == "adapter" and facts["n_parameters"] == POCKET.n_parameters
-    converted = run("convert", adapter, tmp_path / "x.gguf", "--to", "gguf")
+    converted = here("convert", adapter, tmp_path / "x.gguf", "--to", "gguf")
     assert converted.returncode == 2 and "llama2 merge" in converted.stderr

@@ -23,7 +23,7 @@ from llama2.model.lora import adapter_names
 from llama2.model.quantized import NF4Linear
 from llama2.model.transformer import build
 from llama2.tokenizer.tokenizer import Tokenizer
-from llama2.train import finetune as module, run as run_module
+from llama2.train import finetune as module
 from llama2.train.finetune import finetune
 from llama2.train.finetune_config import FinetuneConfig
 from llama2.train.folder import plain
@@ -75,18 +75,6 @@ def settings(base, tmp_path):
         return FinetuneConfig(**{key: value for key, value in values.items() if value is not None})
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def no_plots(request, monkeypatch):
-    """Four plots take six times as long as such a run; where the page is looked at they are drawn."""
-    if "report" not in request.fixturenames:
-        monkeypatch.setattr(run_module, "write_report", lambda out, **rest: out / "report.html")
-
-
-@pytest.fixture
-def report():
-    """Draw the report of this test's runs."""
 
 
 def curve(out):
