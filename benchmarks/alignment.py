@@ -133,6 +133,8 @@ class Bench:
         if not clock.exists():
             company, began = Company(), time.perf_counter()
             make(run)
+            if not (run / "model").exists():
+                raise SystemExit(f"{name} was stopped; the same command goes on with it")
             found = {"seconds": round(time.perf_counter() - began, 1), "others": company.share()}
             clock.write_text(json.dumps(found))
         self.seconds[name] = json.loads(clock.read_text())["seconds"]

@@ -10,14 +10,15 @@ from llama2.train.adapt_config import AdaptConfig
 from llama2.train.config import at_least, require
 
 USUAL_ROWS = 16
+USUAL_GROUPS = 8
 
 
 class OnlineConfig(AdaptConfig):
     """What every command shares that learns from answers which the model samples itself."""
 
     KEPT: ClassVar[tuple[str, ...]] = (
-        *AdaptConfig.KEPT, "reward", "safety_reward", "mini_batch_size", "max_new_tokens", "temperature", "kl_coef",
-        "clip_ratio",
+        *AdaptConfig.KEPT, "reward", "safety_reward", "mini_batch_size", "n_generations", "max_new_tokens", "temperature",
+        "kl_coef", "clip_ratio",
     )  # fmt: skip
 
     prompts: tuple[Path, ...] = ()
@@ -44,6 +45,8 @@ class OnlineConfig(AdaptConfig):
     """Answers of about one length per forward pass of one process; by default up to 16, as many as divide its share."""
     mini_batch_size: int | None = None
     """Answers per optimizer step, each of which sees one gradient; by default batch_size; the paper has 64."""
+    n_generations: int = 1
+    """Answers to each prompt, which is read once for all of them."""
     max_new_tokens: int = 128
     """Longest answer."""
     temperature: float = 1.0
@@ -80,7 +83,8 @@ class OnlineConfig(AdaptConfig):
         """Return the settings for so many data ranks and answers to a prompt, with a micro_batch_size.
 
         If nothing is said of it, it is the largest divisor of a rank's rows up to USUAL_ROWS: answers of about one
-        length go together, and few such groups pad less than one batch of all.
+        length go together, and few such groups pad less than one batch of all. Several answers to a prompt are laid out
+        beside each other; then it is up to USUAL_GROUPS prompts.
         Raises ConfigError where the prompts of a step do not split over the ranks.
         """
         if self.per_step % (n_ranks * n_answers):
@@ -91,7 +95,8 @@ class OnlineConfig(AdaptConfig):
             )
         rows = self.as_steps().micro_batch(n_ranks)
         if self.micro_batch_size is None and self.gradient_accumulation_steps is None:
-            rows = max(n for n in range(1, USUAL_ROWS + 1) if rows % n == 0)
+            most = USUAL_ROWS if n_answers == 1 else USUAL_GROUPS * n_answers
+            rows = max(n for n in range(1, most + 1) if rows % n == 0)
         return self.model_copy(update={"micro_batch_size": rows, "gradient_accumulation_steps": None})
 
     def as_steps(self) -> Self:
@@ -109,7 +114,7 @@ class OnlineConfig(AdaptConfig):
         require(self.method == "lora", "method", self.method, "this is learnt by an adapter: leave it out, or lora")
         self.refuse_given(("max_steps", "n_epochs"), "this run is counted by n_iterations")
         self.refuse_given(("trained_modules",), "the adapter alone is learnt here; leave it out")
-        for name in ("n_iterations", "mini_batch_size", "max_new_tokens", "n_eval"):
+        for name in ("n_iterations", "mini_batch_size", "n_generations", "max_new_tokens", "n_eval"):
             at_least(1, self, name)
         at_least(0, self, "kl_coef")
         for name in ("temperature", "clip_ratio"):
@@ -120,6 +125,11 @@ class OnlineConfig(AdaptConfig):
             )
         if self.warmup_steps >= self.n_iterations * self.n_mini_batches:
             raise ConfigError(f"warmup_steps={self.warmup_steps} leaves nothing of the run; choose fewer")
+        if self.per_step % self.n_generations:
+            raise ConfigError(
+                f"n_generations={self.n_generations} does not divide the {self.per_step} answers of a step; choose a "
+                "divisor, so that no group is torn"
+            )
 
 
 class PpoConfig(OnlineConfig):
@@ -161,7 +171,7 @@ class PpoConfig(OnlineConfig):
 class GrpoConfig(OnlineConfig):
     """What `llama2 grpo` can be told (arXiv:2402.03300)."""
 
-    KEPT: ClassVar[tuple[str, ...]] = (*OnlineConfig.KEPT, "n_generations", "unbiased_std")
+    KEPT: ClassVar[tuple[str, ...]] = (*OnlineConfig.KEPT, "unbiased_std")
 
     n_generations: int = 8
     """Answers to each prompt, which are measured by each other."""
@@ -173,8 +183,3 @@ class GrpoConfig(OnlineConfig):
     def check(self) -> None:
         super().check()
         require(self.n_generations >= 2, "n_generations", self.n_generations, "wanted 2 or more: one has no equals")
-        if self.per_step % self.n_generations:
-            raise ConfigError(
-                f"n_generations={self.n_generations} does not divide the {self.per_step} answers of a step; choose a "
-                "divisor, so that no group is torn"
-            )

@@ -56,7 +56,7 @@ class PpoBatch:
 
 def ppo(config: PpoConfig) -> Outcome:
     """Align a model by PPO. Raises Llama2Error before any long work for what cannot work."""
-    return learn(config, Ppo, adapters=(POLICY, VALUE), n_answers=1, plots=PLOTS)
+    return learn(config, Ppo, adapters=(POLICY, VALUE), n_answers=config.n_generations, plots=PLOTS)
 
 
 class Ppo(Learner[PpoConfig]):

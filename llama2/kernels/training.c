@@ -107,30 +107,35 @@ void masked_softmax(bf16 *scores, const uint8_t *mask, int64_t batch, int64_t he
                 bf16 *s = scores + (each * queries + q) * keys;
                 const uint8_t *seen =
                     mask ? mask + ((mask_batches == 1 ? 0 : each / heads) * mask_rows + first + q) * mask_keys : 0;
-                int64_t end = mask ? keys : first + q + 1 < keys ? first + q + 1 : keys;
+                int64_t from = 0, end = first + q + 1 < keys ? first + q + 1 : keys;
+                if (mask) { /* what is seen lies mostly together: a document */
+                    for (end = keys; end > 0 && !seen[end - 1];) end--;
+                    while (from < end && !seen[from]) from++;
+                }
                 float highest = -INFINITY, sum = 0;
                 if (mask) {
 #pragma omp simd reduction(max : highest)
-                    for (int64_t k = 0; k < end; k++) {
+                    for (int64_t k = from; k < end; k++) {
                         row[k] = seen[k] ? wide(s[k]) : -INFINITY;
                         highest = row[k] > highest ? row[k] : highest;
                     }
                 } else {
 #pragma omp simd reduction(max : highest)
-                    for (int64_t k = 0; k < end; k++) {
+                    for (int64_t k = from; k < end; k++) {
                         row[k] = wide(s[k]);
                         highest = row[k] > highest ? row[k] : highest;
                     }
                 }
 #pragma omp simd reduction(+ : sum)
-                for (int64_t k = 0; k < end; k++) {
+                for (int64_t k = from; k < end; k++) {
                     row[k] = exponential(row[k] - highest);
                     sum += row[k];
                 }
                 float share = 1.0f / sum;
 #pragma omp simd
-                for (int64_t k = 0; k < end; k++) s[k] = narrow(row[k] * share);
-                if (end < keys) memset(s + end, 0, (size_t)(keys - end) * sizeof(bf16));
+                for (int64_t k = from; k < end; k++) s[k] = narrow(row[k] * share);
+                memset(s, 0, (size_t)from * sizeof(bf16));
+                memset(s + end, 0, (size_t)(keys - end) * sizeof(bf16));
             }
         free(row);
     }

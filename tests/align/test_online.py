@@ -12,6 +12,7 @@ from llama2.align.ppo import Ppo, ppo
 from llama2.align.rollout import Prompts, Sampling, rewarded, sample
 from llama2.chat import Message
 from llama2.checkpoint import store
+from llama2.data.batch import share
 from llama2.errors import ConfigError, DataError, Llama2Error
 from llama2.llm import load
 from llama2.train.loop import Trainer
@@ -94,6 +95,21 @@ def test_mini_batches_and_accumulation(settings, kind):
     assert_near(whole.out, parts.out, bound=1e-6)  # samples and rewards are the same; sums in another order
     n_answers = 4 if kind is GrpoConfig else 1
     assert parts.on(1, n_answers) == settings("parts", micro_batch_size=2, **changes)
+
+
+@BOTH
+def test_several_answers_to_a_prompt_read_it_once_and_teach_the_same(settings, kind, monkeypatch):
+    changes = dict(kind=kind, n_generations=4, n_iterations=2, dtype="float64")
+    together = RUN[kind](settings("together", **changes))
+    n_shared = []
+
+    def apart(rows, n_common, shape):
+        n_shared.append(share(rows, n_common, shape) is not None)
+
+    monkeypatch.setattr("llama2.data.preferences.batch.share", apart)
+    alone = RUN[kind](settings("apart", **changes))
+    assert_near(together.model.parent, alone.model.parent, bound=1e-9)
+    assert all(n_shared)
 
 
 def test_prompts_that_do_not_split_over_the_ranks_are_refused():
