@@ -17,8 +17,8 @@ class OnlineConfig(AdaptConfig):
     """What every command shares that learns from answers which the model samples itself."""
 
     KEPT: ClassVar[tuple[str, ...]] = (
-        *AdaptConfig.KEPT, "reward", "safety_reward", "mini_batch_size", "n_generations", "max_new_tokens", "temperature",
-        "kl_coef", "clip_ratio",
+        *AdaptConfig.KEPT, "reward", "safety_reward", "mini_batch_size", "n_generations", "max_new_tokens",
+        "temperature", "kl_coef", "clip_ratio",
     )  # fmt: skip
 
     prompts: tuple[Path, ...] = ()
