@@ -5,10 +5,7 @@
 0.516 bytes per weight. The weight exists only while its product is computed, in the backward pass once more.
 """
 
-import ctypes
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from llama2.errors import ConfigError
-from llama2.kernels.build import library
+from llama2.kernels.build import call, library
 from llama2.model.arithmetic import linear
 from llama2.model.blockwise import NF4, dequantise, dynamic_table, quantise
 
@@ -44,31 +41,9 @@ def decode(codes: UInt8[Tensor, " C"], scales: Float[Tensor, " N"], out: Float[T
         torch.mul(values, scales[at : at + step, None], out=out[at : at + step])
 
 
-def decode_by_kernel(codes: UInt8[Tensor, " C"], scales: Float[Tensor, " N"], out: Float[Tensor, "N S"]) -> bool:
-    """Do the same in C, bit for bit, if there are kernels for this machine, type and device."""
-    name = {torch.bfloat16: "nf4_to_bfloat16", torch.float32: "nf4_to_float32"}.get(out.dtype)
-    kernels = library() if name and out.device.type == "cpu" else None
-    if kernels is None or name is None:
-        return False
-    table, n_threads = (ctypes.c_float * 16)(*NF4), min(torch.get_num_threads(), -(-len(scales) // CHUNK))
-    bounds = [len(scales) * i // n_threads for i in range(n_threads + 1)]
-
-    def run(start: int, end: int) -> None:
-        at = codes.data_ptr() + start * BLOCK // 2, scales.data_ptr() + 4 * start
-        where = out.data_ptr() + start * BLOCK * out.itemsize
-        pointers = [ctypes.c_void_p(each) for each in (*at, ctypes.addressof(table), where)]
-        getattr(kernels, name)(*pointers, ctypes.c_int64(end - start))
-
-    others = [_threads().submit(run, *part) for part in pairwise(bounds[1:])]
-    run(*bounds[:2])
-    for other in others:
-        other.result()
-    return True
-
-
 @cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads()), thread_name_prefix="nf4")
+def _table() -> Tensor:
+    return torch.tensor(NF4)
 
 
 class NF4Linear(nn.Module):
@@ -124,14 +99,22 @@ class NF4Linear(nn.Module):
 
     def dense(self) -> Float[Tensor, "O I"]:
         """Return the weight as it is used, in `dtype`."""
-        scales = self.scales()
-        missing = len(scales) * BLOCK // 2 - len(self.codes)
+        missing = len(self.scale_codes) * BLOCK // 2 - len(self.codes)
         codes = F.pad(self.codes, (0, missing)) if missing else self.codes
-        weight = torch.empty(len(scales), BLOCK, dtype=self.dtype, device=self.codes.device)
-        if not decode_by_kernel(codes, scales, weight):
-            decode(codes, scales, weight)
+        weight = torch.empty(len(self.scale_codes), BLOCK, dtype=self.dtype, device=self.codes.device)
+        if not self._decode_by_kernel(codes, weight):
+            decode(codes, self.scales(), weight)
         n = self.out_features * self.in_features
         return weight.flatten()[:n].view(self.out_features, self.in_features)
+
+    def _decode_by_kernel(self, codes: UInt8[Tensor, " C"], out: Float[Tensor, "N S"]) -> bool:
+        """Do what `decode` does in C, bit for bit, if there is a kernel for this machine, type and device."""
+        name = {torch.bfloat16: "nf4_to_bfloat16", torch.float32: "nf4_to_float32"}.get(out.dtype)
+        if name is None or out.device.type != "cpu" or library() is None:
+            return False
+        scales = (self.scale_codes, self.scale_scales, dynamic_table(True), self.scale_mean)
+        call(name, codes.contiguous(), *scales, _table(), out, len(out))
+        return True
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         out: Tensor = _Product.apply(x, self)  # pyright: ignore[reportAssignmentType]
