@@ -40,6 +40,7 @@ from llama2.data.storyworld import guarded, instructions, preferences, questions
 from llama2.data.storyworld.dialogues import dialogue
 from llama2.data.storyworld.files import line
 from llama2.data.storyworld.stories import Split, separator
+from llama2.kernels.memory import keep_freed_memory
 from llama2.train.finetune import finetune
 from llama2.train.finetune_config import FinetuneConfig
 
@@ -327,6 +328,7 @@ def main() -> None:
     parser.add_argument("--only", default="reward,reject,ppo,dpo,grpo,measure,ghost,safety")
     parser.add_argument("--quick", action="store_true", help="a trace of everything")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as our commands do
     torch.manual_seed(0)
     bench = Bench(arguments.demo, arguments.out, quick=arguments.quick)
     wanted = arguments.only.split(",")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Company, report, their_model
 from llama2.data.batch import Batch
+from llama2.kernels.memory import keep_freed_memory
 from llama2.model.config import ModelConfig
 from llama2.model.family import family_config
 from llama2.model.lora import add_adapter
@@ -121,6 +122,7 @@ def in_four_bits(model: nn.Module) -> None:
 def measure(model: str, row: str, n_steps: int) -> dict[str, object]:
     """Train a few steps in this process; return seconds of each and the most memory held."""
     warnings.simplefilter("ignore")
+    keep_freed_memory()  # as our commands do; of advantage to either side
     config = family_config(model)
     step = theirs(config, row) if row.startswith("peft") else ours(config, ROWS[row])
     batch = batch_of(config)

@@ -22,6 +22,7 @@ from llama2.data.storyworld.words import LANGUAGES
 from llama2.demo.judge import tell
 from llama2.demo.run import demo, taught
 from llama2.demo.size import FULL
+from llama2.kernels.memory import keep_freed_memory
 from llama2.llm import load
 from llama2.tasks.evaluate import evaluate_tasks
 from llama2.tasks.items import Item, read_items
@@ -87,6 +88,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--stories", type=int, default=2000)
     parser.add_argument("--only", default=",".join(VARIANTS))
     options = parser.parse_args(arguments)
+    keep_freed_memory()  # as our commands do
     with TemporaryDirectory() as folder:
         made = options.demo or Path(folder) / "demo"
         if options.demo is None:

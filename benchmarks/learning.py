@@ -25,8 +25,7 @@ from llama2.data.interval import wilson
 from llama2.data.shards import Shards, open_shards
 from llama2.data.storyworld.words import LANGUAGES
 from llama2.demo.judge import tell
-from llama2.demo.run import demo
-from llama2.demo.size import FULL
+from llama2.kernels.memory import keep_freed_memory
 from llama2.llm import load
 from llama2.model.family import family_config
 from llama2.tokenizer.formats import save_tokenizer
@@ -43,7 +42,7 @@ SEEDS = (0, 1, 2)
 def storyworld(folder: Path) -> None:
     """Train as the demo does, and judge 500 stories of each language at temperature 0.8."""
     start = time.perf_counter()
-    demo(folder / "demo", size=FULL)
+    subprocess.run([sys.executable, "-m", "llama2", "demo", "--out", str(folder / "demo")], check=True)
     seconds = time.perf_counter() - start
     llm = load(str(folder / "demo" / "run" / "model"), device="cpu", max_batch=64)
     values: dict[str, object] = {"demo_s": round(seconds, 1), "stories": N_GRADED}
@@ -181,6 +180,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("claim", choices=CLAIMS)
     parser.add_argument("--out", type=Path, help="keep the files here")
     options = parser.parse_args(arguments)
+    keep_freed_memory()  # as our commands do
     if options.out:
         CLAIMS[options.claim](options.out)
         return

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from benchmarks.learning import assets
 from benchmarks.measure import report
 from llama2.checkpoint.store import save
+from llama2.kernels.memory import keep_freed_memory
 from llama2.llm import LLM, load
 from llama2.model.config import ModelConfig, ffn_width
 from llama2.model.transformer import build
@@ -311,6 +312,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--out", type=Path, help="keep the files here")
     options = parser.parse_args(arguments)
+    keep_freed_memory()  # as our commands do
     torch.set_num_threads(1)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ A user's mistake is one line on standard error and exit code 2; `--debug` shows 
 Standard output carries results only.
 """
 
-import ctypes
 import io
 import os
 import sys
@@ -13,6 +12,7 @@ from cyclopts import App, CycloptsError
 
 from llama2 import __version__
 from llama2.errors import Llama2Error
+from llama2.kernels.memory import keep_freed_memory
 
 COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "info": (
@@ -242,23 +242,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("llama2: stopped", file=sys.stderr)
         sys.exit(130)
-
-
-def keep_freed_memory() -> None:
-    """Have the C library use freed memory again, where it would give it back and ask for it anew.
-
-    A step of the demo's model touched 23,000 fresh pages, a quarter of its time. Larger blocks than 32 MiB, the most
-    that glibc allows here, still go back. Of other C libraries nothing is asked.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            for option, value in (
-                (-3, 32 << 20),
-                (-1, (1 << 31) - 1),
-                (-2, 16 << 20),
-            ):  # mmap from, trim above, grow by
-                mallopt(option, value)
 
 
 def explain(error: Exception) -> str:
