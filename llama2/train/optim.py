@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from llama2.parallel.region import local_part, split_names
 from llama2.train.adam8bit import AdamW8bit
 from llama2.train.config import RunConfig
+from llama2.train.muon import Muon
 
 
 def learning_rate(step: int, n_steps: int, config: RunConfig) -> float:
@@ -133,7 +134,7 @@ def make_optimizers(
             optimizers.append(torch.optim.AdamW(sorts[False], **settings, fused=_can_fuse(weights.values())))
     if sorts[True]:
         settings = dict(lr=config.learning_rate, weight_decay=config.weight_decay, momentum=0.95)
-        optimizers.append(torch.optim.Muon(sorts[True], **settings, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(Muon(sorts[True], **settings))
     return optimizers
 
 
