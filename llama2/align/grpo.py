@@ -2,6 +2,9 @@
 
 A_i = (r_i - mean) / std over the group,   loss = mean over answers of the mean over tokens of
       -min(ratio A, clip(ratio) A) + beta k3(policy || reference)               arXiv:2402.03300 sec. 4.1
+
+With per_token the mean is over all tokens of all answers, so that long answers teach as much per token as short ones
+(DAPO, arXiv:2503.14476 sec. 3.3).
 """
 
 from collections.abc import Sequence
@@ -80,12 +83,15 @@ class Grpo(Learner[GrpoConfig]):
         kl = kl_estimates(logprobs, batch.reference)[2]
         n_tokens = is_answer.sum(1).clamp_min(1)
 
-        def per_answer(values: Tensor) -> Tensor:
-            return (values.masked_fill(~is_answer, 0).sum(1) / n_tokens).sum()
+        def total(values: Tensor) -> Tensor:
+            """Over tokens, or over the means of answers: what is divided by their count."""
+            sums = values.masked_fill(~is_answer, 0).sum(1)
+            return sums.sum() if self.config.per_token else (sums / n_tokens).sum()
 
         clipped = ((logprobs - batch.old).detach().exp() - 1).abs() > self.config.clip_ratio
         metrics = {
-            "entropy": float(per_answer(entropy)),
-            "clip_fraction": float(per_answer(clipped.to(kl.dtype))),
+            "entropy": float(total(entropy)),
+            "clip_fraction": float(total(clipped.to(kl.dtype))),
         }
-        return per_answer(gain + self.config.kl_coef * kl), len(is_answer), metrics
+        count = int(is_answer.sum()) if self.config.per_token else len(is_answer)
+        return total(gain + self.config.kl_coef * kl), count, metrics

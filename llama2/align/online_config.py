@@ -171,7 +171,7 @@ class PpoConfig(OnlineConfig):
 class GrpoConfig(OnlineConfig):
     """What `llama2 grpo` can be told (arXiv:2402.03300)."""
 
-    KEPT: ClassVar[tuple[str, ...]] = (*OnlineConfig.KEPT, "unbiased_std")
+    KEPT: ClassVar[tuple[str, ...]] = (*OnlineConfig.KEPT, "unbiased_std", "per_token")
 
     n_generations: int = 8
     """Answers to each prompt, which are measured by each other."""
@@ -179,6 +179,8 @@ class GrpoConfig(OnlineConfig):
     """Weight of the divergence from the model that it began with, estimated per token (k3)."""
     unbiased_std: bool = False
     """Divide by the standard deviation with n - 1."""
+    per_token: bool = False
+    """Weigh every token alike, so that long answers teach more than short ones (DAPO); else every answer alike."""
 
     def check(self) -> None:
         super().check()

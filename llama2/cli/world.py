@@ -39,9 +39,10 @@ def world(
     contamination
         Held-out stories in raw/, per story told in a language.
     """
-    from llama2.data.storyworld.files import write_world
+    from llama2.data.storyworld.files import usual_workers, write_world
     from llama2.data.storyworld.raw import Dirt
 
     dirt = Dirt(near_duplicates=near_duplicates, contamination=contamination)
-    write_world(out, n_stories=stories, n_heldout=heldout, seed=seed, n_turns=turns, raw=raw, dirt=dirt)
+    sizes = dict(n_stories=stories, n_heldout=heldout, n_turns=turns, n_workers=usual_workers(stories))
+    write_world(out, seed=seed, raw=raw, dirt=dirt, **sizes)  # pyright: ignore[reportArgumentType]
     print(f"wrote {stories} stories and {heldout} held out, in three languages, to {out}", file=sys.stderr)

@@ -27,7 +27,7 @@ from llama2.compress.merge import merge
 from llama2.data.corpus.prepare import PrepareConfig, prepare
 from llama2.data.corpus.report import print_report
 from llama2.data.shards import INDEX
-from llama2.data.storyworld.files import write_world
+from llama2.data.storyworld.files import usual_workers, write_world
 from llama2.data.storyworld.stories import stories
 from llama2.data.storyworld.words import LANGUAGES
 from llama2.demo.judge import show_alignment, show_stories, show_tasks
@@ -60,7 +60,8 @@ def demo(out: Path = Path("llama2-demo"), *, size: Size = FULL) -> Path:
     claim(out, size)
     if not world.exists():
         say(f"1. A world of {size.n_stories:,} little stories in three languages, and a dirty raw corpus: {world}")
-        write_world(world, n_stories=size.n_stories, n_heldout=max(500, size.n_graded), dirt=DIRT)
+        n_heldout, n_workers = max(500, size.n_graded), usual_workers(size.n_stories)
+        write_world(world, n_stories=size.n_stories, n_heldout=n_heldout, dirt=DIRT, n_workers=n_workers)
     if not (tokenizer / "tokenizer.json").exists():
         say(f"2. A vocabulary of {size.vocab_size:,} pieces: {tokenizer}")
         vocabulary = train_tokenizer(some_text(world), vocab_size=size.vocab_size)

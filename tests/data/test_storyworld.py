@@ -150,8 +150,8 @@ def test_what_is_translated_says_whom_it_is_about_in_every_language():
 
 
 def test_a_world_is_plain_files_that_do_not_change(tmp_path):
-    for name in ("a", "b"):
-        write_world(tmp_path / name, n_stories=20, n_heldout=5, seed=1, raw=False)
+    for name, n_workers in (("a", 1), ("b", 2)):
+        write_world(tmp_path / name, n_stories=20, n_heldout=5, seed=1, raw=False, n_workers=n_workers)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert {path.parts[0] for path in files} == {"train", "heldout"}
     assert [str(path) for path in files if "train" in str(path)] == [

@@ -94,7 +94,7 @@ def _work(connection: Connection, function: Callable) -> None:
         number, arguments = task
         try:
             connection.send((number, function(*arguments), None))
-        except Llama2Error as error:
+        except (Llama2Error, OSError) as error:
             connection.send((number, None, error))
         except Exception:
             connection.send((number, None, RuntimeError(f"in a worker process:\n{traceback.format_exc()}")))

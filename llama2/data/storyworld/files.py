@@ -20,11 +20,14 @@ world/
 """
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from llama2.data.corpus.pool import run_tasks
 from llama2.data.storyworld import dialogues, guarded, instructions, preferences, questions, safety
 from llama2.data.storyworld.raw import Dirt, write_raw
 from llama2.data.storyworld.readers import page
@@ -33,6 +36,11 @@ from llama2.data.storyworld.tasks import a_task
 from llama2.data.storyworld.words import LANGUAGES
 from llama2.errors import Llama2Error
 from llama2.files.staging import staged_folder
+
+
+def usual_workers(n_stories: int) -> int:
+    """Return how many processes are worth their start: one for a small world."""
+    return 1 if n_stories < 2_000 else min(4, os.cpu_count() or 1)
 
 
 def write_world(
@@ -44,27 +52,40 @@ def write_world(
     n_turns: int | None = None,
     raw: bool = True,
     dirt: Dirt | None = None,
+    n_workers: int = 1,
 ) -> None:
     """Write n_stories and n_heldout stories, each in every language, and what follows from them, into a new folder.
 
     Of dialogues, preference pairs, questions, requests about safety, guarded ones and instructions there are as many
     as stories, the language going round. `n_turns` is that of the dialogues, 2 to 6 if not given. `raw` adds the dirty
-    corpus, with `dirt` as it says.
+    corpus, with `dirt` as it says. With more than one worker files are written in other processes; they are the same.
     """
     for name, n in (("stories", n_stories), ("heldout", n_heldout)):
         if n < 1:
             raise Llama2Error(f"{name}={n} must be at least 1")
     dialogues.check_turns(n_turns)
     with staged_folder(out) as folder:
-        _write_split(folder / "train", "train", n_stories, seed, n_turns)
-        _write_split(folder / "heldout", "heldout", n_heldout, seed, n_turns)
+        (folder / "train").mkdir()
+        (folder / "heldout").mkdir()
+        tasks: list[tuple] = []
         if raw:
-            planted = folder / "planted.jsonl"
-            write_raw(folder / "raw", planted, n_stories=n_stories, n_heldout=n_heldout, seed=seed, dirt=dirt)
+            tasks.append((_raw, folder, n_stories, n_heldout, seed, dirt))
+        for split, n in (("train", n_stories), ("heldout", n_heldout)):
+            for write in (_stories, _pairs, _conversations, _questions, _requests):
+                tasks.append((write, folder / split, split, n, seed, n_turns))
+        run_tasks(_call, tasks, n_workers=n_workers, on_done=lambda number, result: None)
 
 
-def _write_split(folder: Path, split: Split, n: int, seed: int, n_turns: int | None) -> None:
-    folder.mkdir()
+def _call(write: Callable[..., None], *arguments: Any) -> None:
+    write(*arguments)
+
+
+def _raw(folder: Path, n_stories: int, n_heldout: int, seed: int, dirt: Dirt | None) -> None:
+    planted = folder / "planted.jsonl"
+    write_raw(folder / "raw", planted, n_stories=n_stories, n_heldout=n_heldout, seed=seed, dirt=dirt)
+
+
+def _stories(folder: Path, split: Split, n: int, seed: int, n_turns: int | None) -> None:
     with ExitStack() as stack:
 
         def create(name: str):
@@ -79,16 +100,31 @@ def _write_split(folder: Path, split: Split, n: int, seed: int, n_turns: int | N
             records.writelines(line(record) for record in told(each))
             for language in LANGUAGES:
                 tasks.write(line(asdict(a_task(each, language, seed=index))))
-        talks = dialogues.dialogues(seed, n, split=split, n_turns=n_turns)
-        create("dialogues.jsonl").writelines(line(dialogues.record(each)) for each in talks)
-        pairs = preferences.preferences(seed, n, split=split)
-        create("preferences.jsonl").writelines(line(preferences.record(each)) for each in pairs)
-        asked = questions.questions(seed, n, split=split)
-        create("questions.jsonl").writelines(line(each.line) for each in asked)
-        requests = safety.safety_requests(seed, n, split=split)
-        create("safety.jsonl").writelines(line(safety.record(each)) for each in requests)
-        create("guarded.jsonl").writelines(line(each) for each in guarded.guarded_requests(seed, n, split=split))
-        create("instructions.jsonl").writelines(line(each) for each in instructions.instructions(seed, n, split=split))
+
+
+def _conversations(folder: Path, split: Split, n: int, seed: int, n_turns: int | None) -> None:
+    talks = dialogues.dialogues(seed, n, split=split, n_turns=n_turns)
+    _lines(folder / "dialogues.jsonl", map(dialogues.record, talks))
+
+
+def _pairs(folder: Path, split: Split, n: int, seed: int, n_turns: int | None) -> None:
+    pairs = preferences.preferences(seed, n, split=split)
+    _lines(folder / "preferences.jsonl", map(preferences.record, pairs))
+
+
+def _questions(folder: Path, split: Split, n: int, seed: int, n_turns: int | None) -> None:
+    _lines(folder / "questions.jsonl", (each.line for each in questions.questions(seed, n, split=split)))
+    _lines(folder / "instructions.jsonl", instructions.instructions(seed, n, split=split))
+
+
+def _requests(folder: Path, split: Split, n: int, seed: int, n_turns: int | None) -> None:
+    _lines(folder / "safety.jsonl", map(safety.record, safety.safety_requests(seed, n, split=split)))
+    _lines(folder / "guarded.jsonl", guarded.guarded_requests(seed, n, split=split))
+
+
+def _lines(path: Path, records: Iterable[object]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(map(line, records))
 
 
 def told(story: Story) -> Iterator[dict[str, str]]:

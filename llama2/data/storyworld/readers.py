@@ -24,6 +24,8 @@ ORDERS = tuple(itertools.permutations(LANGUAGES))
 """In which the languages of a phrase book stand; each follows each other in two of them."""
 QUICK = ("kind", "place", "friend_kind", "thing", "title", "friend_kind", "kind", "quality", "hero", "owner")
 """What three sentences answer; whose kind is whose is the hardest to learn, and asked more often."""
+ITEM = "\n- "
+"""Before a line, so that its first word is spelled as words are within a text, and as in an answer."""
 N_QUICK = 5
 N_PHRASES = 7
 N_WORDS = 16
@@ -51,7 +53,7 @@ def exercise(story: Story, language: Language, which: int) -> str:
     pairs += [(rows["instructions"][task][language], outcome(story, language, task)) for task in ("title", "sentiment")]
     question, answer = pairs.pop(which % len(pairs))
     head = [rows["readers"]["exercise"][language], question, story.text(language), answer]
-    return "\n".join([*head, *itertools.chain.from_iterable(pairs)])
+    return ITEM.join([*head, *itertools.chain.from_iterable(pairs)])
 
 
 def quick_exercises(story: Story, language: Language, which: int) -> str:
@@ -63,7 +65,7 @@ def quick_exercises(story: Story, language: Language, which: int) -> str:
         answers["title"] = [rows["instructions"]["title"][language], other.title(language)]
         question, answer = answers[QUICK[n % len(QUICK)]]
         lines += [question, separator(language).join([other.opening(language), arrival(other, language)]), answer]
-    return "\n".join(lines)
+    return ITEM.join(lines)
 
 
 def arrival(story: Story, language: Language) -> str:
@@ -98,4 +100,4 @@ def retold(story: Story) -> Iterator[Story]:
 def _page(order: Sequence[Language], phrases_in_all: Iterator[list[str]]) -> str:
     names = table("tasks")["readers"]["languages"]
     head = " - ".join(names[language] for language in order)
-    return "\n".join([head, *itertools.chain.from_iterable(phrases_in_all)])
+    return ITEM.join([head, *itertools.chain.from_iterable(phrases_in_all)])

@@ -3,6 +3,7 @@
 import pytest
 
 from llama2.data.storyworld.readers import (
+    ITEM,
     N_PHRASES,
     ORDERS,
     QUICK,
@@ -31,7 +32,7 @@ def test_an_exercise_has_every_question_with_its_answer(language):
     above = []
     assert len(everything) == 12
     for which in range(len(everything)):
-        first, question, text, *rest = exercise(told, language, which).split("\n")
+        first, question, text, *rest = exercise(told, language, which).split(ITEM)
         assert text == told.text(language) and first not in text
         assert dict(zip([question, *rest[1::2]], rest[::2], strict=True)) == everything
         above.append(question)
@@ -42,7 +43,7 @@ def test_an_exercise_has_every_question_with_its_answer(language):
 def test_quick_exercises_ask_what_three_sentences_answer(language):
     asked = set()
     for which, each in enumerate(STORIES[:20]):
-        lines = quick_exercises(each, language, which).split("\n")[1:]
+        lines = quick_exercises(each, language, which).split(ITEM)[1:]
         for told, question, text, answer in zip(retold(each), lines[::3], lines[1::3], lines[2::3], strict=False):
             assert text.startswith(told.opening(language)) and text.endswith(arrival(told, language))
             names = {(question, answer): about for about, question, answer in questions_about(told, language)}
@@ -63,19 +64,19 @@ def test_a_page_tells_of_others_and_of_nobody_held_out():
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_phrase_book_says_the_same_three_times(order):
     for each in STORIES[:20]:
-        lines = phrase_book(each, order).split("\n")[1:]
+        lines = phrase_book(each, order).split(ITEM)[1:]
         assert len(lines) == 3 * N_PHRASES
         for n, told in zip(range(N_PHRASES), retold(each), strict=False):
             said = list(zip(*(phrases(told, language) for language in order), strict=True))
             assert tuple(lines[3 * n : 3 * n + 3]) in said
-        backwards = vocabulary(each, order[::-1]).split("\n")[1:]
-        assert vocabulary(each, order).split("\n")[1::3] == backwards[2::3]
+        backwards = vocabulary(each, order[::-1]).split(ITEM)[1:]
+        assert vocabulary(each, order).split(ITEM)[1::3] == backwards[2::3]
 
 
 def test_a_phrase_book_has_titles_summaries_and_sentences():
     places = set()
     for each in STORIES:
-        first, *_ = phrase_book(each, LANGUAGES).split("\n")[1:]
+        first, *_ = phrase_book(each, LANGUAGES).split(ITEM)[1:]
         places.add(min(2, phrases(next(retold(each)), "en").index(first)))
     assert places == {0, 1, 2}
 
@@ -93,5 +94,5 @@ def test_kinds_and_pairs_take_turns():
     assert {firsts[::2].count(first) for first in set(firsts[::2])} == {72 // len(ORDERS)}
     assert {firsts[1::2].count(first) for first in set(firsts[1::2])} == {72 // len(LANGUAGES)}
     assert sum(text.count("\n") == 48 for text in pages[::2]) == 36  # half are vocabularies
-    asked = {text.split("\n")[1] for text in pages[1::6]}
+    asked = {text.split(ITEM)[1] for text in pages[1::6]}
     assert len(asked) >= 9  # every question stands above a story in its turn
