@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from benchmarks.decode import matrices
 from benchmarks.measure import Company, alternate, report, their_model
 from llama2.data.batch import Batch
-from llama2.kernels.memory import keep_freed_memory
 from llama2.model.config import ModelConfig
 from llama2.model.family import family_config
 from llama2.model.losses import next_token_loss
@@ -169,7 +168,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--memory", action="store_true", help="peak memory instead of speed")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    keep_freed_memory()  # as our commands do
     if options.side:
         print(json.dumps(peak_mib(options.side, options.model, options.dtype)))
     elif options.memory:

@@ -28,6 +28,8 @@ from llama2.model.config import ModelConfig
 
 GATHER_BYTES = 1 << 20
 """Longer keys than this are attended to one sequence at a time, where they lie; shorter ones in one batch."""
+KERNEL_BYTES = 1 << 18
+"""Up to so long keys the kernel is quicker than a batch (`paged.py`)."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class PagedCache:
         self.slots = slots_of(spans).to(self.device)
         starts = accumulate((len(span.tokens) for span in spans), initial=0)
         self.jobs, self.one_by_one, others = [], None, list(zip(spans, starts, strict=False))
-        if has_kernel(self.k[0]):
+        if has_kernel(self.k[0]) and not self.is_invariant:
             mine, others = self._for_kernel(others)
             self.one_by_one = PagedQueries.of(mine, self.config.sliding_window) if mine else None
         placed = [(torch.tensor(span.sequence.blocks), span, at) for span, at in others]
@@ -105,11 +107,11 @@ class PagedCache:
             self._plan_fast(placed)
 
     def _for_kernel(self, placed: list[tuple[Span, int]]) -> tuple[list[tuple[Span, int]], list[tuple[Span, int]]]:
-        """Return which spans the kernel computes, and the others: all of them, or short ones of a token."""
-        if self.is_invariant:
-            return placed, []
-        longest = GATHER_BYTES // (self.n_kv_heads * self.config.head_dim * self.k[0].itemsize)
+        """Return which spans the kernel computes, several of one token and few keys, and the others."""
+        longest = KERNEL_BYTES // (self.n_kv_heads * self.config.head_dim * self.k[0].itemsize)
         mine = [len(span.tokens) == 1 and span.end <= longest for span, _ in placed]
+        if sum(mine) < 2:  # the keys of one lie in one piece, mostly
+            return [], placed
         return (
             [each for each, is_mine in zip(placed, mine, strict=True) if is_mine],
             [each for each, is_mine in zip(placed, mine, strict=True) if not is_mine],

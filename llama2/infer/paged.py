@@ -1,8 +1,8 @@
 """Attention that reads keys and values where they lie in the pool, by C kernels (`kernels/paged.c`), query by query.
 
-Nothing is gathered and no problem is padded to the size of another, and a query's bits depend on nothing but the tokens
-up to it: this is the row-invariant way in float32 and bfloat16, and otherwise the quick one for single new tokens of
-short sequences. On a machine without kernels, or in another type, `cache.py` plans in PyTorch.
+Nothing is gathered and no problem is padded to the size of another: the quick way for single new tokens of short
+sequences. Long ones, prompts, and the row-invariant way are PyTorch's (`cache.py`), whose products are faster for many
+queries at a time; so is everything on a machine without kernels, or in another type.
 """
 
 from collections.abc import Sequence as Many
