@@ -136,7 +136,10 @@ class Generation:
             return None
         left = self._began + self._timeout_s - time.monotonic()
         try:
-            found = await asyncio.wait_for(self._queue.get(), max(left, 0))
+            # Not asyncio.wait_for: up to Python 3.11 it loses a cancellation that comes together with a piece, and an
+            # answer that nobody reads any more would be written to its end.
+            async with asyncio.timeout(max(left, 0)):
+                found = await self._queue.get()
         except TimeoutError:
             raise out_of_time(self._timeout_s) from None
         if isinstance(found, Exception):

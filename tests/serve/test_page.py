@@ -36,7 +36,7 @@ def parrot(path, pieces: list[str], *, again: bool):
         Vocabulary("bytes", names, types, split=LLAMA3_SPLIT, bos_id=ids[SPECIALS[0]], eos_id=ids[SPECIALS[1]])
     )
     width = -(-len(names) // 8) * 8
-    model = build(ModelConfig(width, 1, 2, len(names), 16, context_length=8192))
+    model = build(ModelConfig(width, 1, 2, len(names), 16, context_length=8192 if again else 1024))
     chain = [ids[spell_bytes(b"\n")], *(ids[piece] for piece in own)]
     chain.append(chain[1] if again else ids["<|eot_id|>"])
     with torch.no_grad():
