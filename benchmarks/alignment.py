@@ -71,9 +71,9 @@ def write_world(out: Path, n: Mapping[Split, int]) -> None:
 
 
 def talks(n: int, split) -> Iterator[dict[str, Any]]:
-    """Yield conversations: two of three without an instruction, every eighth of those of twenty turns."""
+    """Yield conversations: every other one without an instruction, every fourth of those of twenty turns."""
     for index in range(n):
-        if index % 3 == 2:
+        if index % 2:
             yield obedient(index, split)
         else:
             yield plain(1, index, split, 20 if index % 8 == 0 else 1 + index % 5)
@@ -147,7 +147,7 @@ class Bench:
         finetune(
             FinetuneConfig(
                 model=str(base), data=data, weights=(0.7, 0.1, 0.2), method="full", out=run, resume=True,
-                sequence_length=CONTEXT, batch_size=4, max_steps=self.steps(900), optimizer="muon", learning_rate=5e-3,
+                sequence_length=CONTEXT, batch_size=4, max_steps=self.steps(2500), optimizer="muon", learning_rate=5e-3,
                 weight_decay=0.1, min_lr_share=0.03, warmup_steps=0 if self.quick else 20, **TRAINING,
             )
         )  # fmt: skip
@@ -207,8 +207,8 @@ class Bench:
                 RejectConfig(
                     model=str(self.sft), prompts=(self.train / "questions.jsonl",), reward=str(self.helpfulness),
                     safety_reward=str(self.safety), out=run, resume=True, n_samples=8,
-                    n_prompts=20 if self.quick else 700, temperatures=(1.0,), max_new_tokens=150, method="lora",
-                    learning_rate=5e-3, batch_size=8, n_epochs=3.0, **TRAINING,
+                    n_prompts=20 if self.quick else 800, temperatures=(1.0,), max_new_tokens=150, method="full",
+                    optimizer="muon", learning_rate=2e-3, batch_size=8, n_epochs=3.0, **TRAINING,
                 )
             )  # fmt: skip
 
@@ -218,8 +218,8 @@ class Bench:
         return dict(
             model=str(self.sft), prompts=(self.train / "questions.jsonl",), eval_share=0.0,
             reward=str(self.helpfulness), safety_reward=str(self.safety), resume=True, max_new_tokens=150,
-            n_iterations=self.steps(30), batch_size=16 if self.quick else 128,
-            mini_batch_size=16 if self.quick else 32, **TRAINING,
+            n_iterations=self.steps(60), batch_size=16 if self.quick else 128, n_generations=8,
+            mini_batch_size=16 if self.quick else 64, **TRAINING,
         )  # fmt: skip
 
     def ppo(self) -> Path:
@@ -227,13 +227,14 @@ class Bench:
         return self.made("ppo", lambda run: ppo(PpoConfig(**settings, out=run)))
 
     def grpo(self) -> Path:
-        settings: dict[str, Any] = self.online() | dict(learning_rate=3e-3, kl_coef=0.02, n_generations=8)
+        settings: dict[str, Any] = self.online() | dict(learning_rate=2e-3, kl_coef=0.005, per_token=True)
         return self.made("grpo", lambda run: grpo(GrpoConfig(**settings, out=run)))
 
     def dpo(self) -> Path:
         settings: dict[str, Any] = dict(
             model=str(self.sft), data=(self.train / "preferences.jsonl",), eval_share=0.02, resume=True, batch_size=16,
-            learning_rate=2e-3, max_steps=self.steps(300), beta=0.1, **TRAINING,
+            method="full", optimizer="muon", learning_rate=6e-4, beta=0.3, nll_weight=2.0, max_steps=self.steps(740),
+            **TRAINING,
         )  # fmt: skip
         return self.made("dpo", lambda run: train_dpo(DpoConfig(**settings, out=run)))
 
