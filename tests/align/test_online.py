@@ -48,7 +48,7 @@ def test_the_reward_grows(settings, kind):
     changes = dict(n_iterations=40, batch_size=16, mini_batch_size=8, max_new_tokens=8, learning_rate=5e-2)
     outcome = RUN[kind](settings(kind=kind, **changes))
     found = [line["reward"] for line in steps(outcome.model.parent)]
-    assert sum(found[-20:]) / 20 > sum(found[:10]) / 10 + 0.4
+    assert sum(found[-20:]) / 20 > found[0] + 0.4  # the first iteration's answers are from before any step
     assert outcome.evaluation.loss == -outcome.evaluation.values["reward"]
 
 
