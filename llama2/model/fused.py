@@ -11,9 +11,8 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor, nn
 
 from llama2.kernels.build import call, library
+from llama2.model.attention import QUERIES
 
-QUERIES = 128
-"""How many are computed at a time, with the keys up to the last of them."""
 SCORES_BYTES = 128 << 20
 """What a layer may keep of its scores for the backward pass; beyond it PyTorch's kernels, which keep none."""
 

@@ -15,9 +15,9 @@ from llama2.checkpoint.weights import Checkpoint
 from llama2.model.config import ModelConfig
 from llama2.model.transformer import build, initialise
 from llama2.tokenizer.formats import save_tokenizer
-from llama2.train import run as run_module
 from llama2.train.folder import plain
 from llama2.train.metrics import read_log
+from tests.plots import no_plots, report  # noqa: F401
 from tests.pocket import pocket_tokenizer
 
 SHAPE = ModelConfig(dim=16, n_layers=2, n_heads=4, vocab_size=260, ffn_dim=24, n_kv_heads=2, context_length=96)
@@ -60,18 +60,6 @@ def pairs(tmp_path_factory):
     ]  # fmt: skip
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
-
-
-@pytest.fixture(autouse=True)
-def no_plots(request, monkeypatch):
-    """Plots take longer than such a run; where the page is looked at they are drawn."""
-    if "report" not in request.fixturenames:
-        monkeypatch.setattr(run_module, "write_report", lambda out, **rest: out / "report.html")
-
-
-@pytest.fixture
-def report():
-    """Draw the report of this test's runs."""
 
 
 def steps(out):

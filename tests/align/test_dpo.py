@@ -30,7 +30,6 @@ from llama2.errors import DataError
 from llama2.model.config import ModelConfig
 from llama2.model.lora import adapter_names
 from llama2.model.transformer import build
-from llama2.train import run as run_module
 from llama2.train.folder import plain
 from llama2.train.loop import Trainer
 from llama2.train.metrics import read_log
@@ -85,18 +84,6 @@ def settings(base, tmp_path):
         return DpoConfig(**{key: value for key, value in values.items() if value is not None})
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def no_plots(request, monkeypatch):
-    """The plots take longer than such a run; where the page is looked at they are drawn."""
-    if "report" not in request.fixturenames:
-        monkeypatch.setattr(run_module, "write_report", lambda out, **rest: out / "report.html")
-
-
-@pytest.fixture
-def report():
-    """Draw the report of this test's runs."""
 
 
 def lines_of(out, kind):

@@ -4,8 +4,8 @@ import pytest
 
 from llama2.data.shards import ShardWriter, token_dtype, write_index
 from llama2.data.storyworld.stories import stories
-from llama2.train import run as run_module
 from llama2.train.config import PretrainConfig
+from tests.plots import no_plots, report  # noqa: F401
 from tests.pocket import pocket_tokenizer
 
 
@@ -38,15 +38,3 @@ def settings(shards, tmp_path):
         return PretrainConfig(**{key: value for key, value in values.items() if value is not None})
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def no_plots(request, monkeypatch):
-    """Four plots take six times as long as such a run; where the page is looked at they are drawn."""
-    if "report" not in request.fixturenames:
-        monkeypatch.setattr(run_module, "write_report", lambda out, **rest: out / "report.html")
-
-
-@pytest.fixture
-def report():
-    """Draw the report of this test's runs."""
