@@ -35,7 +35,7 @@ def fits(*tensors: Tensor) -> bool:
 def attends(q: Float[Tensor, "B T H Dh"], k: Tensor, v: Tensor) -> bool:
     """Whether `attend` computes these."""
     batch, time, n_heads, _ = q.shape
-    return time > 1 and batch * n_heads * time * (time + QUERIES) <= SCORES_BYTES and applies(q, k, v)
+    return time > 1 and applies(q, k, v)
 
 
 def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*B D"]:
@@ -91,81 +91,27 @@ def attend(
     turns: Complex[Tensor, "#B T 1 P"],
     mask: Bool[Tensor, "#B T T"] | None,
 ) -> Float[Tensor, "B T H Dh"]:
-    """Rotate q and k and attend: causal without a mask. Scores exist whole, rounded to bfloat16."""
+    """Rotate q and k and attend: causal, and only where a mask allows it. Scores are never kept."""
     return _Attention.apply(q, k, v, turns, mask)  # pyright: ignore[reportReturnType]
 
 
 class _Attention(torch.autograd.Function):
-    """Two batched products, and in the backward pass five, with everything between them in place.
-
-    Heads come first in between: [B K G T Dh], G query heads to each key head.
-    """
-
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, turns: Tensor, mask: Tensor | None) -> Tensor:
-        batch, time, n_heads, dim = q.shape
-        n_kv = k.shape[2]
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         angles, seen = torch.view_as_real(turns.contiguous()), None if mask is None else mask.contiguous()
-        queries = _heads_first(q, angles, dim**-0.5).view(batch, n_kv, -1, time, dim)
-        keys, values = _heads_first(k, angles), _heads_first(v, None)
-        out, weights = torch.empty_like(q, memory_format=torch.contiguous_format), []
-        for start, end in _chunks(time):
-            some = queries[:, :, :, start:end].flatten(2, 3)  # [B K G*Q Dh]
-            scores = some @ keys[:, :, :end].transpose(2, 3)
-            shape = 0 if seen is None else len(seen)
-            call(
-                "masked_softmax", scores, seen, batch, n_heads, end - start, end, shape, time, time, start
-            )  # fmt: skip
-            weights.append(scores)
-            part = (scores @ values[:, :, :end]).view(batch, n_heads, end - start, dim)
-            _lay_out(part, out[:, start:end].transpose(1, 2))
-        ctx.save_for_backward(queries, keys, values, angles, *weights)
+        out, sums = torch.empty_like(q), torch.empty(q.shape[0], q.shape[2], q.shape[1])
+        ctx.sizes = (*q.shape[:3], *k.shape[2:], len(angles), 1 if seen is None else len(seen), q.shape[-1] ** -0.5)
+        call("attention", q, k, v, angles, seen, out, sums, *ctx.sizes)
+        ctx.save_for_backward(q, k, v, angles, seen, sums)
         return out
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
-        queries, keys, values, angles, *weights = ctx.saved_tensors
-        group, time, dim = queries.shape[2:]
-        d_out = _heads_first(grads[0].contiguous(), None).view_as(queries)
-        d_queries, d_keys, d_values = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
-        for (start, end), weight in zip(_chunks(time), weights, strict=True):
-            grad = d_out[:, :, :, start:end].flatten(2, 3)
-            slope = grad @ values[:, :, :end].transpose(2, 3)
-            call("softmax_backward", weight, slope, slope.numel() // end, end)
-            d_queries[:, :, :, start:end] = (slope @ keys[:, :, :end]).unflatten(2, (group, -1))
-            d_keys[:, :, :end] += slope.transpose(2, 3) @ queries[:, :, :, start:end].flatten(2, 3)
-            d_values[:, :, :end] += weight.transpose(2, 3) @ grad
-        d_q = _time_first(d_queries.flatten(1, 2), angles, dim**-0.5)
-        return d_q, _time_first(d_keys, angles), _time_first(d_values, None), None, None
-
-
-def _chunks(time: int) -> list[tuple[int, int]]:
-    return [(start, min(time, start + QUERIES)) for start in range(0, time, QUERIES)]
-
-
-def _heads_first(x: Tensor, angles: Tensor | None, scale: float = 1.0) -> Tensor:
-    """[B T H Dh] -> [B H T Dh], turned by the angles."""
-    batch, time, heads, dim = x.shape
-    out = x.new_empty(batch, heads, time, dim)
-    _lay_out(x.transpose(1, 2), out, angles, scale)
-    return out
-
-
-def _time_first(x: Tensor, angles: Tensor | None, scale: float = 1.0) -> Tensor:
-    """[B H T Dh] -> [B T H Dh], turned back by the angles."""
-    batch, heads, time, dim = x.shape
-    out = x.new_empty(batch, time, heads, dim)
-    _lay_out(x, out.transpose(1, 2), angles, scale, -1.0)
-    return out
-
-
-def _lay_out(x: Tensor, out: Tensor, angles: Tensor | None = None, scale: float = 1.0, direction: float = 1.0) -> None:
-    """Write x [B H T Dh] to out, by whatever strides both have; with angles turned, and times the scale."""
-    assert x.stride(-1) == out.stride(-1) == 1
-    batch, heads, time, dim = x.shape
-    strides = [torch.tensor([each.stride(i) for i in (0, 2, 1)]) for each in (x, out)]
-    rows = 1 if angles is None else len(angles)
-    call("rotate", x, angles, out, batch, time, heads, dim, *strides, rows, scale, direction)
+        q, k, v, angles, seen, sums = ctx.saved_tensors
+        slopes = [torch.empty_like(each) for each in (q, k, v)]
+        call("attention_backward", grads[0].contiguous(), q, k, v, angles, seen, sums, *slopes, *ctx.sizes)
+        return *slopes, None, None
 
 
 def target_logprobs(
