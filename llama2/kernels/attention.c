@@ -20,6 +20,9 @@ typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 
 static int64_t round_up(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
+/* Of a row over keys: a vector more than it must have, for the rows of a power of two would fight for one cache line. */
+static int64_t room(int64_t time) { return round_up(time) + LANES; }
+
 /* c [ROWS, width * LANES] (+)= sum over k of a[i * a_row + k * a_step] * b[k * b_row + ..] */
 INLINE void tile(const float *a, int64_t a_row, int64_t a_step, const float *b, int64_t b_row, float *c, int64_t c_row,
                  int64_t depth, int add, const int width) {
@@ -150,7 +153,7 @@ static void softmax_backward(float *row, float *slope, int64_t n, float sum) {
 void attention(const bf16 *q, const bf16 *k, const bf16 *v, const float *turns, const uint8_t *seen, bf16 *out,
                float *sums, int64_t batch, int64_t time, int64_t heads, int64_t kv_heads, int64_t dim,
                int64_t turn_batches, int64_t seen_batches, float scale) {
-    const int64_t group = heads / kv_heads, padded = round_up(time), wide_dim = round_up(dim);
+    const int64_t group = heads / kv_heads, padded = room(time), wide_dim = round_up(dim);
 #pragma omp parallel
     {
         float *space = calloc((size_t)(padded * (dim + 2 * wide_dim + BLOCK) + 2 * BLOCK * wide_dim), sizeof(float));
@@ -199,7 +202,7 @@ void attention_backward(const bf16 *grad, const bf16 *q, const bf16 *k, const bf
                         const uint8_t *seen, const float *sums, bf16 *d_q, bf16 *d_k, bf16 *d_v, int64_t batch,
                         int64_t time, int64_t heads, int64_t kv_heads, int64_t dim, int64_t turn_batches,
                         int64_t seen_batches, float scale) {
-    const int64_t group = heads / kv_heads, padded = round_up(time), wide_dim = round_up(dim);
+    const int64_t group = heads / kv_heads, padded = room(time), wide_dim = round_up(dim);
 #pragma omp parallel
     {
         const int64_t whole = padded * wide_dim, block = BLOCK * wide_dim;

@@ -1,9 +1,10 @@
-"""What a bfloat16 training step on a CPU does between its matrix products, in one pass each (`kernels/training.c`).
+"""What a bfloat16 training step on a CPU does besides its large products (`kernels/training.c`, `attention.c`).
 
 PyTorch computes a norm, a rotation or a masked softmax in several operations, each of which writes all its numbers;
 of a small model's step that was three quarters. Here numbers are read once, computed in float32 and rounded
-where the plain definitions round, or less often. `applies` says when: everything else, and a machine without
-kernels, takes the definitions in `transformer.py`, `rope.py`, `attention.py` and `losses.py`.
+where the plain definitions round, or less often; and attention computes only what documents in a row see.
+`applies` says when: everything else, and a machine without kernels, takes the definitions in `transformer.py`,
+`rope.py`, `attention.py` and `losses.py`.
 """
 
 import torch
@@ -11,10 +12,9 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor, nn
 
 from llama2.kernels.build import call, library
-from llama2.model.attention import QUERIES
 
-SCORES_BYTES = 128 << 20
-"""What a layer may keep of its scores for the backward pass; beyond it PyTorch's kernels, which keep none."""
+LONGEST = 512 * 64
+"""Positions times head size up to which rows without documents are attended to here."""
 
 
 def applies(*tensors: Tensor) -> bool:
@@ -32,10 +32,10 @@ def fits(*tensors: Tensor) -> bool:
     )
 
 
-def attends(q: Float[Tensor, "B T H Dh"], k: Tensor, v: Tensor) -> bool:
-    """Whether `attend` computes these."""
-    batch, time, n_heads, _ = q.shape
-    return time > 1 and applies(q, k, v)
+def attends(q: Float[Tensor, "B T H Dh"], k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+    """Whether `attend` computes these: not long rows seen whole, for which PyTorch's kernel is the faster."""
+    _, time, _, dim = q.shape
+    return time > 1 and (mask is not None or time * dim <= LONGEST) and applies(q, k, v)
 
 
 def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*B D"]:

@@ -52,7 +52,7 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "B T D"], turns: Tensor, mask: Tensor | None, cache: Cache | None
     ) -> Float[Tensor, "B T D"]:
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))  # [B T H|K Dh]
-        if cache is None and fused.attends(q, k, v):
+        if cache is None and fused.attends(q, k, v, mask):
             return self.wo(fused.attend(q, k, v, turns, mask).flatten(-2))
         q, k = rotate(q, turns), rotate(k, turns)
         out = attend(q, k, v, mask) if cache is None else cache.attend(self.layer_id, q, k, v)

@@ -65,7 +65,9 @@ CASES = {
     "grouped heads": (2, 130, 6, 2, 16, None),
     "documents in the rows": (3, 300, 4, 4, 40, "documents"),
     "a window": (1, 200, 4, 1, 32, "window"),
-    "exactly a chunk": (1, 128, 2, 2, 6, "documents"),
+    "whole vectors": (1, 128, 2, 2, 64, "documents"),
+    "heads of many vectors": (1, 70, 2, 1, 80, None),
+    "texts that begin alike": (2, 90, 2, 1, 16, "branches"),
 }
 
 
@@ -76,7 +78,12 @@ def test_attention(case):
     config = ModelConfig(dim=n_heads * dim, n_layers=1, n_heads=n_heads, n_kv_heads=n_kv, vocab_size=4, ffn_dim=4)
     order = torch.arange(time)[None]
     documents = order.expand(batch, -1) // 37 if kind == "documents" else None
-    mask = visible(order, order, window=29 if kind == "window" else None, documents=documents) if kind else None
+    branches = (order.expand(batch, -1) - 20).clamp(min=-1) // 30 + 1 if kind == "branches" else None
+    mask = (
+        visible(order, order, window=29 if kind == "window" else None, documents=documents, branches=branches)
+        if kind
+        else None
+    )
     rotation = Rotation(config)
 
     def plain(q, k, v):
