@@ -51,9 +51,10 @@ class Adapted(nn.Module):
         is_dropping = self.training and config.dropout > 0
         kept = F.dropout(x, config.dropout) if is_dropping else x
         a, b = self.lora_a[name].to(x.dtype), self.lora_b[name].to(x.dtype)
-        change = linear(linear(kept, a), b) * config.scale
+        thin = linear(kept, a) * config.scale  # [*B r]
         if not config.dora:
-            return out + change
+            return _plus(out, thin, b)
+        change = linear(thin, b)
         norm = self._known(f"norm of {name}", lambda: self._norm(name)).to(x.dtype)
         ratio = self.magnitude[name].to(x.dtype) / norm
         bias = getattr(self, "bias", None)
@@ -99,6 +100,13 @@ class Adapted(nn.Module):
     def train(self, mode: bool = True):
         self.known.clear()
         return super().train(mode)
+
+
+def _plus(out: Float[Tensor, "*B O"], thin: Float[Tensor, "*B r"], b: Float[Tensor, "O r"]) -> Float[Tensor, "*B O"]:
+    """out + thin B^T; in training in place, for a pass over `out` costs as much there as a thin product."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return out + linear(thin, b)
+    return out.view(-1, out.shape[-1]).addmm_(thin.flatten(0, -2), b.t()).view_as(out)
 
 
 class LoRALinear(Adapted, Linear):
