@@ -87,7 +87,7 @@ def demo(out: Path = Path("llama2-demo"), *, size: Size = FULL) -> Path:
     walk(chat, out, console)
     aligned = align(out, size, chat, say, console)
     console.print(f"\nAll of it is in {out}. See {run / 'report.html'}, {tuned / 'report.html'}, and go on:\n")
-    console.print(f'  llama2 generate {run / "model"} --prompt "One morning, Mia the rabbit"')
+    console.print(f'  llama2 generate {run / "model"} --prompt "One morning, Mia the little rabbit"')
     console.print(f"  llama2 chat {out / 'story.gguf'}")
     console.print(f"  llama2 serve {aligned}    # and open http://127.0.0.1:8000 in a browser")
     return chat

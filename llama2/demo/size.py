@@ -35,9 +35,9 @@ FULL = Size(
     vocab_size=2048,
     pretraining=dict(
         weights=(0.72, 0.28), dim=160, n_layers=3, n_heads=4, ffn_dim=448, tied_embeddings=True, rope_theta=1000.0,
-        context_length=512, sequence_length=400, batch_size=10, max_steps=3000, optimizer="muon", learning_rate=1e-2,
-        lr_scheduler="wsd", decay_share=0.6, min_lr_share=0.02, warmup_steps=20, dtype="bfloat16", eval_every=750,
-        save_every=750, eval_tokens=30_000,
+        context_length=512, sequence_length=400, batch_size=10, max_steps=2700, optimizer="muon", learning_rate=5e-3,
+        lr_scheduler="wsd", decay_share=0.6, min_lr_share=0.02, warmup_steps=20, dtype="bfloat16", eval_every=900,
+        save_every=900, eval_tokens=30_000,
     ),
     finetuning=dict(
         weights=(0.95, 0.05), replay_share=0.25, too_long="drop", lora_r=8, learning_rate=1e-2, min_lr_share=0.02,

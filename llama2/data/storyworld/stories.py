@@ -119,7 +119,7 @@ def story(seed: int, index: int, *, split: Split = "train") -> Story:
     words = table("words")
     while True:
         names = rng.sample(range(len(words["names"])), 2)
-        kinds = [rng.randrange(len(words["kinds"])) for _ in names]
+        kinds = rng.sample(range(len(words["kinds"])), 2)
         facts = Facts(
             hero=(names[0], kinds[0]),
             friend=(names[1], kinds[1]),
@@ -149,14 +149,18 @@ def stories(seed: int, n: int, *, split: Split = "train") -> Iterator[Story]:
 def other_facts(rng: random.Random, facts: Facts) -> Facts:
     """Return facts of the same plot and end in which everybody and everything is another."""
     words = table("words")
-    names = rng.sample([n for n in range(len(words["names"])) if n not in (facts.hero[0], facts.friend[0])], 2)
+
+    def others(what: str, *than: int) -> list[int]:
+        return rng.sample([n for n in range(len(words[what])) if n not in than], 2)
 
     def another(what: str, than: int) -> int:
-        return rng.choice([n for n in range(len(words[what])) if n != than])
+        return others(what, than)[0]
 
+    names = others("names", facts.hero[0], facts.friend[0])
+    kinds = others("kinds", facts.hero[1], facts.friend[1])
     return Facts(
-        hero=(names[0], another("kinds", facts.hero[1])),
-        friend=(names[1], another("kinds", facts.friend[1])),
+        hero=(names[0], kinds[0]),
+        friend=(names[1], kinds[1]),
         thing=(another("nouns", facts.thing[0]), another("qualities", facts.thing[1])),
         place=another("places", facts.place),
         plot=facts.plot,
