@@ -25,7 +25,9 @@ ORDERS = tuple(itertools.permutations(LANGUAGES))
 QUICK = ("kind", "place", "friend_kind", "thing", "title", "friend_kind", "kind", "quality", "hero", "owner")
 """What three sentences answer; whose kind is whose is the hardest to learn, and asked more often."""
 ITEM = "\n- "
-"""Before a line, so that its first word is spelled as words are within a text, and as in an answer."""
+"""Before a line, so that its first word is spelled as words are within a text, and as in an answer.
+
+What a phrase book puts into other languages has none, as what is to be translated in a task has none."""
 N_QUICK = 5
 N_PHRASES = 7
 N_WORDS = 16
@@ -76,7 +78,8 @@ def arrival(story: Story, language: Language) -> str:
 def phrase_book(story: Story, order: Sequence[Language]) -> str:
     """Return phrases of a story, each as if it were told of others, in one language after the other."""
     n_all = len(phrases(story, order[0]))
-    chosen = random.Random(f"phrases/{story}").sample(range(n_all), min(N_PHRASES, n_all))
+    shuffled = random.Random(f"phrases/{story}").sample(range(n_all), n_all)
+    chosen = itertools.islice(itertools.cycle(shuffled), N_PHRASES)
     told = zip(chosen, retold(story), strict=False)
     return _page(order, ([phrases(each, language)[n] for language in order] for n, each in told))
 
@@ -100,4 +103,4 @@ def retold(story: Story) -> Iterator[Story]:
 def _page(order: Sequence[Language], phrases_in_all: Iterator[list[str]]) -> str:
     names = table("tasks")["readers"]["languages"]
     head = " - ".join(names[language] for language in order)
-    return ITEM.join([head, *itertools.chain.from_iterable(phrases_in_all)])
+    return "\n".join([head, *(ITEM.join(entry) for entry in phrases_in_all)])

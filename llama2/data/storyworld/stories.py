@@ -171,7 +171,8 @@ def other_facts(rng: random.Random, facts: Facts) -> Facts:
 def phrases(told: Story, language: Language) -> list[str]:
     """Return what can be translated alone: the title, the summary, and the sentences that name the same everywhere.
 
-    "Llevaba una cometa roja" does not say whether she or he had it; the nth means the same in every language.
+    "Llevaba una cometa roja" does not say whether she or he had it, "the little wolf" not whether it is una loba. The
+    nth means the same in every language.
     """
     said = zip(told.sentences(language), told.beats, strict=True)
     alone = [text for text, (beat, which) in said if _names_the_same(beat, which, told.facts.plot)]
@@ -180,5 +181,8 @@ def phrases(told: Story, language: Language) -> list[str]:
 
 @cache
 def _names_the_same(beat: str, which: int, plot: int) -> bool:
+    """Whether every language names the same; somebody called by kind alone has a gender in Spanish only."""
     parsed = (string.Formatter().parse(text) for text in choices(beat, plot)[which].values())
-    return len({frozenset(name.partition(".")[0] for _, name, _, _ in parts if name) for parts in parsed}) == 1
+    fields = [{name for _, name, _, _ in parts if name} for parts in parsed]
+    slots = {frozenset(name.partition(".")[0] for name in some) for some in fields}
+    return len(slots) == 1 and all(some >= min(slots) & {"h", "f"} for some in fields)

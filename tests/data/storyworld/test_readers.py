@@ -61,22 +61,29 @@ def test_a_page_tells_of_others_and_of_nobody_held_out():
             assert len({other.facts for other in told}) == 10
 
 
+def lines_of(page: str) -> list[str]:
+    """The lines of a phrase book or vocabulary; of each three the second and the third begin with a dash."""
+    rest = page.split("\n")[1:]
+    assert [line.startswith(ITEM[1:]) for line in rest] == [False, True, True] * (len(rest) // 3)
+    return [line.removeprefix(ITEM[1:]) for line in rest]
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_phrase_book_says_the_same_three_times(order):
     for each in STORIES[:20]:
-        lines = phrase_book(each, order).split(ITEM)[1:]
+        lines = lines_of(phrase_book(each, order))
         assert len(lines) == 3 * N_PHRASES
         for n, told in zip(range(N_PHRASES), retold(each), strict=False):
             said = list(zip(*(phrases(told, language) for language in order), strict=True))
             assert tuple(lines[3 * n : 3 * n + 3]) in said
-        backwards = vocabulary(each, order[::-1]).split(ITEM)[1:]
-        assert vocabulary(each, order).split(ITEM)[1::3] == backwards[2::3]
+        backwards = lines_of(vocabulary(each, order[::-1]))
+        assert lines_of(vocabulary(each, order))[::3] == backwards[2::3]
 
 
 def test_a_phrase_book_has_titles_summaries_and_sentences():
     places = set()
     for each in STORIES:
-        first, *_ = phrase_book(each, LANGUAGES).split(ITEM)[1:]
+        first, *_ = lines_of(phrase_book(each, LANGUAGES))
         places.add(min(2, phrases(next(retold(each)), "en").index(first)))
     assert places == {0, 1, 2}
 
