@@ -41,7 +41,7 @@ FULL = Size(
     ),
     finetuning=dict(
         weights=(0.95, 0.05), replay_share=0.25, too_long="drop", lora_r=8, learning_rate=1e-2, min_lr_share=0.02,
-        sequence_length=400, batch_size=10, max_steps=1500, warmup_steps=20, dtype="bfloat16", eval_every=250,
+        sequence_length=400, batch_size=10, max_steps=1400, warmup_steps=20, dtype="bfloat16", eval_every=250,
         save_every=250, eval_tokens=20_000,
     ),
     reward=dict(
