@@ -289,13 +289,13 @@ def test_noise_is_of_its_size_and_only_in_training():
 
 
 def test_replay_is_mixed_in_and_judged_too(settings, shards, report):
-    outcome = finetune(settings(replay=(shards,), replay_share=0.3, too_long="drop", max_steps=None, n_epochs=2.0))
+    outcome = finetune(settings(replay=(shards,), replay_share=0.3, too_long="drop", max_steps=None, n_epochs=6.0))
     log = read_log(outcome.model.parent / "log.jsonl")
     evaluations = [(line["step"], line["of"]) for line in log if line["kind"] == "evaluation"]
     n = outcome.n_steps
     assert evaluations == [(0, "held-out"), (0, "earlier"), (n, "held-out"), (n, "earlier")]
     last = [line for line in log if line["kind"] == "step"][-1]
-    assert last["epoch"] == pytest.approx(2.0, rel=0.2)  # whole steps, and rows that are nearly full
+    assert last["epoch"] == pytest.approx(6.0, rel=0.2)  # whole steps, and rows that are nearly full
     page = (outcome.model.parent / "report.html").read_text()
     assert "held-out loss" in page and "earlier loss" in page
 

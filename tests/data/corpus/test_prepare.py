@@ -17,7 +17,7 @@ import pytest
 from llama2.data.corpus import plan
 from llama2.data.corpus.prepare import PrepareConfig, prepare
 from llama2.data.shards import open_shards
-from llama2.data.storyworld.raw import write_raw
+from llama2.data.storyworld.raw import Dirt, write_raw
 from llama2.data.storyworld.stories import stories, story
 from llama2.errors import DataError, Llama2Error
 from llama2.tokenizer.formats import load_tokenizer, save_tokenizer
@@ -289,7 +289,8 @@ def test_of_a_dirty_world_the_dirt_is_gone_and_the_stories_stay(tmp_path, tokeni
     pytest.importorskip("fastwarc")
     pytest.importorskip("trafilatura")
     n_stories = 60
-    write_raw(tmp_path / "raw", tmp_path / "planted.jsonl", n_stories=n_stories, n_heldout=20)
+    dirt = Dirt(contamination=0.04)
+    write_raw(tmp_path / "raw", tmp_path / "planted.jsonl", n_stories=n_stories, n_heldout=20, dirt=dirt)
     leaked = [
         story(0, number, split="heldout").text(language) for number in range(20) for language in ("en", "es", "zh")
     ]
