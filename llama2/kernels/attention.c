@@ -120,22 +120,6 @@ INLINE void hide(float *scores, const uint8_t *seen, int64_t query, int64_t time
     for (int64_t k = query + 1; k < high; k++) scores[k] = -INFINITY;
 }
 
-/* Scores to shares; return the logarithm of the sum of e^score. */
-static float softmax(float *row, int64_t n) {
-    float highest = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : highest)
-    for (int64_t i = 0; i < n; i++) highest = row[i] > highest ? row[i] : highest;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; i++) {
-        row[i] = exponential(row[i] - highest);
-        sum += row[i];
-    }
-    float share = 1.0f / sum;
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) row[i] *= share;
-    return highest + logf(sum);
-}
-
 /* Scores to shares, by the logarithm of their sum, and the slope of shares to that of scores. */
 static void softmax_backward(float *row, float *slope, int64_t n, float sum) {
     float along = 0;

@@ -1,4 +1,4 @@
-/* bfloat16 as 16 bits, and e^x: what several kernels share. Written so that loops over them become vector instructions. */
+/* bfloat16 as 16 bits, e^x and softmax: what several kernels share. Written so that loops over them become vector instructions. */
 
 #pragma once
 #include <math.h>
@@ -40,4 +40,20 @@ static inline float exponential(float x) {
     memcpy(&power, &shifted, 4);
     float out = p * power;
     return x != x ? x : x < -87.0f ? 0.0f : x > 88.7f ? INFINITY : out;
+}
+
+/* Scores to shares, in place; return the logarithm of the sum of e^score. A function of its own: within a parallel region
+   gcc 12 leaves loops over `exponential` scalar. */
+static inline float softmax(float *row, int64_t n) {
+    float highest = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : highest)
+    for (int64_t i = 0; i < n; i++) highest = row[i] > highest ? row[i] : highest;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) {
+        row[i] = exponential(row[i] - highest);
+        sum += row[i];
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) row[i] /= sum;
+    return highest + logf(sum);
 }

@@ -54,17 +54,7 @@ static inline __attribute__((always_inline)) void ONE(const TYPE *q, const TYPE 
             scores[g * length + s] = sum;
         }
     }
-    for (int64_t g = 0; g < group; g++) {
-        float *row = scores + g * length, highest = -INFINITY, sum = 0;
-#pragma omp simd reduction(max : highest)
-        for (int64_t s = 0; s < length; s++) highest = row[s] > highest ? row[s] : highest;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t s = 0; s < length; s++) {
-            row[s] = exponential(row[s] - highest);
-            sum += row[s];
-        }
-        for (int64_t s = 0; s < length; s++) row[s] /= sum;
-    }
+    for (int64_t g = 0; g < group; g++) softmax(scores + g * length, length);
     for (int64_t s = 0; s < length; s++) {
         const TYPE *value = values + SLOT(table, first + s) * stride;
         for (int64_t g = 0; g < group; g++) {

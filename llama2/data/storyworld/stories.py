@@ -184,5 +184,6 @@ def _names_the_same(beat: str, which: int, plot: int) -> bool:
     """Whether every language names the same; somebody called by kind alone has a gender in Spanish only."""
     parsed = (string.Formatter().parse(text) for text in choices(beat, plot)[which].values())
     fields = [{name for _, name, _, _ in parts if name} for parts in parsed]
-    slots = {frozenset(name.partition(".")[0] for name in some) for some in fields}
-    return len(slots) == 1 and all(some >= min(slots) & {"h", "f"} for some in fields)
+    slots = [{name.partition(".")[0] for name in some} for some in fields]
+    people = slots[0] & {"h", "f"}
+    return all(each == slots[0] for each in slots) and all(people <= some for some in fields)
