@@ -138,7 +138,7 @@ class RunConfig(BaseModel):
 class TrainConfig(RunConfig):
     """What training on rows of tokens shares."""
 
-    KEPT: ClassVar[tuple[str, ...]] = (*RunConfig.KEPT, "sequence_length", "packing", "weights")
+    KEPT: ClassVar[tuple[str, ...]] = (*RunConfig.KEPT, "sequence_length", "packing", "weights", "dropout")
 
     data: tuple[Path, ...] = ()
     """What to train on; on the command line --data for each."""
@@ -150,6 +150,9 @@ class TrainConfig(RunConfig):
     """Tokens per row."""
     packing: bool = True
     """Put several short documents in a row; they do not see each other."""
+    dropout: float = 0.0
+    """Share of what embeddings, attention and feed-forward add that is zeroed in training: for many passes over little
+    data; no Llama was trained with any."""
     eval_tokens: int = 100_000
     """How much of the held-out data each evaluation reads, in whole documents."""
     sample_every: int = 0
@@ -170,6 +173,7 @@ class TrainConfig(RunConfig):
         super().check()
         for name in ("sequence_length", "eval_tokens", "sample_tokens"):
             at_least(1, self, name)
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "wanted a share, from 0 to less than 1")
         if self.weights and len(self.weights) != len(self.data):
             raise ConfigError(f"{len(self.weights)} weights for {len(self.data)} data sets; give one each")
         for weight in self.weights:

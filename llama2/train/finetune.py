@@ -3,12 +3,10 @@
 Llama 2, arXiv:2307.09288 sec. 3.1: only the answers are trained; LoRA arXiv:2106.09685, QLoRA arXiv:2305.14314.
 """
 
-import math
 from functools import partial
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from llama2.checkpoint import hub, store
 from llama2.data.dialogues.render import PLAIN
@@ -34,6 +32,7 @@ from llama2.train.finetune_config import LONGEST_ROW, FinetuneConfig
 from llama2.train.finetune_data import Plan, open_data, plan_steps, present
 from llama2.train.folder import RunFolder
 from llama2.train.loop import Trainer
+from llama2.train.noise import add_dropout, add_noise
 from llama2.train.place import place_model
 from llama2.train.pretrain import out_of
 from llama2.train.run import Outcome, Run
@@ -63,6 +62,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
     weights = partial(first_weights, config, base, lora)
     model = place_model(config, shape, world, weights, adapt=partial(adapt, config, lora))
     add_noise(model, config.neftune_alpha)
+    add_dropout(model, config.dropout)
     trainer = Trainer(model, config, n_steps=plan.n_steps, world=world, lr_scale=partial(lr_scale, config))
     loader = Loader(
         data.sets,
@@ -134,17 +134,3 @@ def forecast(
     )
     n_all = shape.n_parameters + n_extra
     tell(console, told(found, n_steps=plan.n_steps, config=config, n_trained=n_trained, n_all=n_all))
-
-
-def add_noise(model: Transformer, alpha: float) -> None:
-    """Add uniform noise of size alpha / sqrt(T D) to the embeddings of every training step (arXiv:2310.05914)."""
-    if not alpha:
-        return
-
-    def noisy(module: torch.nn.Module, args: object, out: Tensor) -> Tensor:
-        if not module.training:
-            return out
-        size = alpha / math.sqrt(out.shape[-2] * out.shape[-1])
-        return out + torch.empty_like(out).uniform_(-size, size)
-
-    model.tok_embeddings.register_forward_hook(noisy)

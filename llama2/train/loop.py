@@ -107,7 +107,8 @@ class Trainer:
         """Learn from the micro-batches of one step. stop: this rank was asked to stop; all ranks get to know."""
         self.model.train()
         # What is random in a step (dropout, noise) follows from its number, so that resuming needs no random state.
-        torch.manual_seed((self.config.seed * 1_000_003 + self.n_done) * self.world.size + self.world.rank)
+        # Ranks that share the matrices hold the same activations, and must draw the same numbers.
+        torch.manual_seed((self.config.seed * 1_000_003 + self.n_done) * self.world.dp + self.world.dp_rank)
         sums = Sums()
         for number, batch in enumerate(batches):
             synchronise_gradients(self.model, number == len(batches) - 1)

@@ -26,6 +26,7 @@ from llama2.train.config import PretrainConfig, RunConfig
 from llama2.train.evaluation import judges_of
 from llama2.train.folder import RunFolder, export_model
 from llama2.train.loop import Trainer
+from llama2.train.noise import add_dropout
 from llama2.train.place import place_model
 from llama2.train.run import Outcome, Run
 from llama2.train.samples import samples_of
@@ -46,6 +47,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     folder = RunFolder(out_of(config), config, world, tokenizer, export)
     folder.open()
     model = place_model(config, shape, world, partial(first_weights, config))
+    add_dropout(model, config.dropout)
     trainer = Trainer(model, config, n_steps=n_steps, world=world)
     loader = Loader(
         sets,

@@ -123,7 +123,9 @@ def test_accumulation_1x8_equals_8x1(settings, micro):
         torch.testing.assert_close(first[name], second[name], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("changes", [{}, {"dtype": "bfloat16"}, {"optimizer": "muon", "ema_decay": 0.9}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"dtype": "bfloat16"}, {"optimizer": "muon", "ema_decay": 0.9, "dropout": 0.1}]
+)
 def test_stopping_and_going_on_equals_never_stopping(settings, changes, monkeypatch):
     """In one process, for every kind of state; the kills below are the real thing."""
     whole = pretrain(settings("whole", eval_every=5, **changes)).model.parent
@@ -208,18 +210,18 @@ def test_signals_save_and_leave(settings, number):
 
 
 @pytest.mark.parametrize(
-    ("n", "changes"),
+    ("both", "changes"),
     [
-        (2, {}),
-        (2, {"tensor_parallel": 2}),
-        pytest.param(2, {"activation_checkpointing": "full", "micro_batch_size": 2}, marks=pytest.mark.slow),
+        ({}, {}),
+        ({"dropout": 0.2}, {"tensor_parallel": 2}),  # ranks with the same activations drop the same
+        pytest.param({}, {"activation_checkpointing": "full", "micro_batch_size": 2}, marks=pytest.mark.slow),
     ],
 )
-def test_two_ranks_equal_one_process(settings, n, changes):
-    one = settings("one", dtype="float64", max_steps=20)
+def test_two_ranks_equal_one_process(settings, both, changes):
+    one = settings("one", dtype="float64", max_steps=20, **both)
     pretrain(one)
-    many = settings("many", dtype="float64", max_steps=20, **changes)
-    finish(launch(many, n=n))
+    many = settings("many", dtype="float64", max_steps=20, **both, **changes)
+    finish(launch(many, n=2))
     for a, b in zip(curve(one.out), curve(many.out), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-9)
     first, second = state(one.out), state(many.out)
