@@ -16,7 +16,15 @@ from torch import Tensor
 from llama2.align.losses import kl_estimates
 from llama2.align.online import Collected, Online, told_of
 from llama2.align.online_config import OnlineConfig
-from llama2.align.policy import POLICY, VALUE, export_policy, first_weights, speaking_as, with_adapters
+from llama2.align.policy import (
+    POLICY,
+    VALUE,
+    export_policy,
+    first_weights,
+    make_learnable,
+    reference_of,
+    speaking_as,
+)  # fmt: skip
 from llama2.align.rollout import Prompts, Sampled, Sampling, rewarded, rows_of, sample
 from llama2.align.task import Task, open_task
 from llama2.checkpoint import hub, store
@@ -30,7 +38,7 @@ from llama2.model.losses import hidden_states, token_logprobs
 from llama2.model.transformer import Transformer
 from llama2.parallel.gather import whole
 from llama2.parallel.mesh import start
-from llama2.train.adapt import adapter_of, base_name, check_vocabulary
+from llama2.train.adapt import adapter_of, check_vocabulary
 from llama2.train.evaluation import Evaluation, Judge
 from llama2.train.folder import RunFolder
 from llama2.train.loop import Trainer
@@ -57,7 +65,8 @@ class Known:
 class Learner(ABC, Generic[Config]):
     """A model, and what a method makes of the answers that it samples."""
 
-    def __init__(self, config: Config, trainer: Trainer, task: Task, n_answers: int):
+    def __init__(self, config: Config, trainer: Trainer, reference: Transformer, task: Task, n_answers: int):
+        self.reference = reference
         self.config, self.trainer, self.prompts, self.reward = config, trainer, task.prompts, task.reward
         self.n_answers, self.model, self.world = n_answers, trainer.model, trainer.world
         self.sampling = Sampling(config.max_new_tokens, config.temperature, max_batch=min(64, config.batch_size))
@@ -98,8 +107,8 @@ class Learner(ABC, Generic[Config]):
             temperature = self.config.temperature
             with speaking_as(self.model, POLICY):
                 old = token_logprobs(self.model, batch, temperature=temperature)
-            with speaking_as(self.model):
-                reference = token_logprobs(self.model, batch, temperature=temperature)
+            with speaking_as(self.reference):
+                reference = token_logprobs(self.reference, batch, temperature=temperature)
             values = torch.zeros_like(old)
             if with_values:
                 with speaking_as(self.model, VALUE):
@@ -144,6 +153,7 @@ def learn(
     config: Config, method: type[Learner[Config]], *, adapters: Sequence[str], n_answers: int, plots: Mapping[str, str]
 ) -> Outcome:
     """Sample, reward, learn, for all iterations. Raises Llama2Error before any long work for what cannot work."""
+    config = config.settled()
     config.check()
     world = start(device=config.device, timeout_s=config.timeout_s)
     config = config.on(world.dp, n_answers)
@@ -153,15 +163,15 @@ def learn(
     console = Console(stderr=True, highlight=False, quiet=not world.is_first)
     task = open_task(config, shape.context_length, tokenizer, console)
     lora = adapter_of(config, shape)
-    assert lora is not None
-    export = partial(export_policy, lora=lora, base=base_name(config), shape=shape, tokenizer=tokenizer)
+    export = partial(export_policy, config=config, lora=lora, shape=shape, tokenizer=tokenizer)
     folder = RunFolder(out_of(config), config, world, tokenizer, export)
     folder.open()
     weights = partial(first_weights, config, base, adapters)
-    model = place_model(config, shape, world, weights, adapt=partial(with_adapters, lora, adapters))
+    model = place_model(config, shape, world, weights, adapt=partial(make_learnable, lora, adapters))
+    reference = reference_of(config, shape, world, base, model)
     n_steps = config.n_iterations * config.n_mini_batches
     trainer = Trainer(model, config, n_steps=n_steps, world=world, lr_scale=partial(method.lr_scale, config))
-    learner = method(config, trainer, task, n_answers)
+    learner = method(config, trainer, reference, task, n_answers)
     source = Online(
         task.prompts,
         learner.collect,

@@ -1,7 +1,7 @@
 """What `llama2 ppo` and `llama2 grpo` can be told. Nothing here imports PyTorch."""
 
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator
 
@@ -20,6 +20,10 @@ class OnlineConfig(AdaptConfig):
         *AdaptConfig.KEPT, "reward", "safety_reward", "mini_batch_size", "n_generations", "max_new_tokens",
         "temperature", "kl_coef", "clip_ratio",
     )  # fmt: skip
+
+    USUAL: ClassVar[dict[str, dict[str, Any]]] = AdaptConfig.USUAL | {
+        "full": dict(learning_rate=1e-6, weight_decay=0.1),  # arXiv:2307.09288 sec. 3.2.3
+    }
 
     prompts: tuple[Path, ...] = ()
     """Files or folders of prompts, conversations or pairs, whose last question is answered."""
@@ -111,7 +115,7 @@ class OnlineConfig(AdaptConfig):
             raise ConfigError("what to answer? name files of prompts with --prompts")
         require(bool(self.reward), "reward", repr(self.reward), "a reward model's folder, MODULE:FUNCTION, or grade")
         require(0 <= self.eval_share < 1, "eval_share", self.eval_share, "wanted a share, from 0 to less than 1")
-        require(self.method == "lora", "method", self.method, "this is learnt by an adapter: leave it out, or lora")
+        require(self.method != "qlora", "method", self.method, "answers are not sampled from 4 bits; lora or full")
         self.refuse_given(("max_steps", "n_epochs"), "this run is counted by n_iterations")
         self.refuse_given(("trained_modules",), "the adapter alone is learnt here; leave it out")
         for name in ("n_iterations", "mini_batch_size", "n_generations", "max_new_tokens", "n_eval"):

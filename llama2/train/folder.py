@@ -200,12 +200,13 @@ class RunFolder:
 def export_model(
     saved: SavedState, kind: str, to: Path, *, config: ModelConfig, tokenizer: Tokenizer, dtype: str
 ) -> None:
-    """Write saved weights ("weights" or "averaged") as a Hugging Face folder, tensor by tensor."""
+    """Write saved weights ("weights" or "averaged") as a Hugging Face folder, tensor by tensor, but for heads."""
 
     def reader(name: str) -> Callable[[], Tensor]:
         return lambda: saved.read(f"{kind}/{name}")
 
     names = [name.removeprefix("weights/") for name in saved.shapes if name.startswith("weights/")]
+    names = [name for name in names if not name.startswith("heads.")]
     stored = dtype.replace("float64", "float32")
     hf.write(
         to, Checkpoint(config, {name: reader(name) for name in names}, stored, to), tokenizer=tokenizer, dtype=stored

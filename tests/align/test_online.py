@@ -31,7 +31,9 @@ def settings(chat, prompts, tmp_path):
     """Return a function that makes the settings of a tiny run in a new folder."""
 
     def make(name="run", kind=PpoConfig, **changes):
-        own = dict(n_generations=4) if kind is GrpoConfig else {}
+        own: dict = dict(n_generations=4) if kind is GrpoConfig else {}
+        if changes.get("method") == "full":
+            own |= dict(lora_r=8, learning_rate=3e-3, weight_decay=0.0)  # an adapter's settings are refused
         return kind(**{**TINY, **own, "model": str(chat), "prompts": (prompts,), "out": tmp_path / name, **changes})
 
     return make
@@ -41,12 +43,15 @@ RUN = {PpoConfig: ppo, GrpoConfig: grpo}
 BOTH = pytest.mark.parametrize("kind", [PpoConfig, GrpoConfig])
 LONG = pytest.mark.parametrize("kind", [PpoConfig, pytest.param(GrpoConfig, marks=pytest.mark.slow)])
 """Of what both share and takes long; the other one is run by make test-slow."""
+METHODS = pytest.mark.parametrize("method", ["lora", "full"])
 
 
+@METHODS
 @LONG
-def test_the_reward_grows(settings, kind):
-    changes = dict(n_iterations=40, batch_size=16, mini_batch_size=8, max_new_tokens=8, learning_rate=5e-2)
-    outcome = RUN[kind](settings(kind=kind, **changes))
+def test_the_reward_grows(settings, kind, method):
+    lr = 5e-2 if method == "lora" else 1e-2
+    changes = dict(n_iterations=40, batch_size=16, mini_batch_size=8, max_new_tokens=8, learning_rate=lr)
+    outcome = RUN[kind](settings(kind=kind, method=method, **changes))
     found = [line["reward"] for line in steps(outcome.model.parent)]
     assert sum(found[-20:]) / 20 > found[0] + 0.4  # the first iteration's answers are from before any step
     assert outcome.evaluation.loss == -outcome.evaluation.values["reward"]
@@ -65,15 +70,25 @@ def test_what_is_logged_tells_a_sick_run(settings):
     assert first["entropy"] == pytest.approx(5.5, abs=0.3)  # ln 260 and a little less
 
 
+@METHODS
 @BOTH
-def test_the_base_stays_and_the_adapter_speaks(settings, chat, kind):
+def test_the_base_stays_and_the_policy_speaks(settings, chat, kind, method):
     before = store.load(chat).state_dict()
-    outcome = RUN[kind](settings(kind=kind))
+    outcome = RUN[kind](settings(kind=kind, method=method))
     after = store.load(chat).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     llm = load(outcome.model)  # an adapter's folder stands for base and adapter
+    assert [name for name, _ in llm.model.named_parameters() if name not in before and "lora_" not in name] == []
     ids = torch.arange(3, 23)[None]
     assert not torch.equal(llm.model(ids), load(chat).model(ids))
+
+
+@BOTH
+def test_all_weights_begin_at_their_reference_and_leave_it(settings, kind):
+    outcome = RUN[kind](settings(kind=kind, method="full", n_iterations=2))
+    first, second = steps(outcome.model.parent)
+    assert first["kl"] == 0 and first["clip_fraction"] == 0 and abs(second["kl"]) > 1e-6
+    assert first["sampling_gap"] < 1e-5 and second["sampling_gap"] < 1e-5
 
 
 @BOTH
@@ -133,9 +148,17 @@ def test_the_b_matrices_have_a_learning_rate_of_their_own():
         assert Grpo.lr_scale(config, name) == (4 if "lora_b" in name else 1)
 
 
-@LONG
-def test_killed_and_resumed_is_never_killed(settings, kind):
-    changes = dict(kind=kind, n_iterations=6, batch_size=16, mini_batch_size=8)
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        (PpoConfig, "lora"),
+        pytest.param(GrpoConfig, "lora", marks=pytest.mark.slow),
+        pytest.param(PpoConfig, "full", marks=pytest.mark.slow),
+        (GrpoConfig, "full"),
+    ],
+)
+def test_killed_and_resumed_is_never_killed(settings, kind, method):
+    changes = dict(kind=kind, method=method, n_iterations=6, batch_size=16, mini_batch_size=8)
     RUN[kind](whole := settings("whole", **changes))
     config = settings("killed", save_every=1, **changes)
     name = "ppo" if kind is PpoConfig else "grpo"
@@ -169,9 +192,10 @@ def test_a_signal_waits_for_the_end_of_the_iteration(settings, monkeypatch):
 
 
 @pytest.mark.slow
+@METHODS
 @BOTH
-def test_two_processes_do_what_one_does(settings, kind):
-    changes = dict(kind=kind, dtype="float64", batch_size=16, mini_batch_size=8, n_iterations=2)
+def test_two_processes_do_what_one_does(settings, kind, method):
+    changes = dict(kind=kind, method=method, dtype="float64", batch_size=16, mini_batch_size=8, n_iterations=2)
     RUN[kind](one := settings("one", **changes))
     two = settings("two", **changes)
     finish(launch("ppo" if kind is PpoConfig else "grpo", two, n=2))
@@ -239,7 +263,7 @@ def test_a_prompt_without_room_is_refused_or_left_out():
         (dict(reward="grade"), "judges prompts of the story world"),
         (dict(prompts=()), "name files of prompts"),
         (dict(mini_batch_size=3), "does not divide batch_size=8"),
-        (dict(method="full", lora_r=8), "learnt by an adapter"),
+        (dict(method="qlora"), "method=qlora: answers are not sampled from 4 bits"),
         (dict(max_steps=3), "counted by n_iterations"),
         (dict(n_epochs=3.0), "n_epochs=3.0: this run is counted by n_iterations"),
         (dict(trained_modules=("output",)), "trained_modules=.*the adapter alone is learnt"),
