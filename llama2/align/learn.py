@@ -18,12 +18,12 @@ from llama2.align.online import Collected, Online, told_of
 from llama2.align.online_config import OnlineConfig
 from llama2.align.policy import (
     POLICY,
-    VALUE,
     export_policy,
     first_weights,
     make_learnable,
     reference_of,
     speaking_as,
+    values_of,
 )  # fmt: skip
 from llama2.align.rollout import Prompts, Sampled, Sampling, rewarded, rows_of, sample
 from llama2.align.task import Task, open_task
@@ -33,8 +33,7 @@ from llama2.data.examples import Examples
 from llama2.data.preferences.batch import lay_out
 from llama2.errors import TrainingError
 from llama2.llm import tokenizer_of
-from llama2.model.heads import read_head
-from llama2.model.losses import hidden_states, token_logprobs
+from llama2.model.losses import hidden_states, logprobs_and_entropy, token_logprobs
 from llama2.model.transformer import Transformer
 from llama2.parallel.gather import whole
 from llama2.parallel.mesh import start
@@ -106,13 +105,11 @@ class Learner(ABC, Generic[Config]):
             batch = batch.to(self.world.device)
             temperature = self.config.temperature
             with speaking_as(self.model, POLICY):
-                old = token_logprobs(self.model, batch, temperature=temperature)
+                hidden = hidden_states(self.model, batch)
+                old, _ = logprobs_and_entropy(self.model, batch, temperature=temperature, hidden=hidden)
             with speaking_as(self.reference):
                 reference = token_logprobs(self.reference, batch, temperature=temperature)
-            values = torch.zeros_like(old)
-            if with_values:
-                with speaking_as(self.model, VALUE):
-                    values = read_head(self.model, VALUE, hidden_states(self.model, batch))
+            values = values_of(self.model, batch, hidden) if with_values else torch.zeros_like(old)
             is_answer = batch.targets != -100
             for row, number in enumerate(numbers):
                 parts = (each[row][is_answer[row]].float().cpu() for each in (old, reference, values))

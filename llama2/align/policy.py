@@ -14,15 +14,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from llama2.align.online_config import OnlineConfig
 from llama2.checkpoint.adapter import write_adapter
 from llama2.checkpoint.resume import SavedState
+from llama2.data.batch import Batch
 from llama2.model.config import ModelConfig
-from llama2.model.heads import add_heads
+from llama2.model.heads import add_heads, read_head
 from llama2.model.lora import active_adapters, adapter_names, add_adapter, fresh_adapter, set_active
 from llama2.model.lora_config import LoraConfig
+from llama2.model.losses import hidden_states
 from llama2.model.transformer import Transformer
 from llama2.parallel.mesh import World
 from llama2.tokenizer.tokenizer import Tokenizer
@@ -66,6 +69,14 @@ def reference_of(config: OnlineConfig, shape: ModelConfig, world: World, base: P
         return model
     frozen = place_model(config, shape, world, partial(base_weights, config, base, None))
     return frozen.requires_grad_(False).eval()
+
+
+def values_of(model: Transformer, rows: Batch, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T"]:
+    """Return what the value model thinks of each position; hidden: the policy's, upon which its head may stand."""
+    if not adapter_names(model):
+        return read_head(model, VALUE, hidden)
+    with speaking_as(model, VALUE):
+        return read_head(model, VALUE, hidden_states(model, rows))
 
 
 @contextmanager

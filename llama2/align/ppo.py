@@ -17,11 +17,10 @@ from llama2.align.learn import Learner, learn
 from llama2.align.losses import generalised_advantages, kl_estimates, policy_loss, value_loss
 from llama2.align.online import Collected, told_of
 from llama2.align.online_config import PpoConfig
-from llama2.align.policy import POLICY, VALUE, speaking_as
+from llama2.align.policy import POLICY, VALUE, speaking_as, values_of
 from llama2.align.rollout import Sampled
 from llama2.data.batch import IGNORE, Batch
 from llama2.data.preferences.batch import lay_out
-from llama2.model.heads import read_head
 from llama2.model.losses import hidden_states, logprobs_and_entropy
 from llama2.model.transformer import Transformer
 from llama2.parallel.mesh import World
@@ -102,9 +101,11 @@ class Ppo(Learner[PpoConfig]):
     def loss(self, model: Transformer, batch: PpoBatch) -> tuple[Tensor, int, dict[str, float]]:
         is_answer = batch.rows.targets != IGNORE
         with speaking_as(model, POLICY):
-            logprobs, entropy = logprobs_and_entropy(model, batch.rows, temperature=self.config.temperature)
-        with speaking_as(model, VALUE):
-            values = read_head(model, VALUE, hidden_states(model, batch.rows))
+            hidden = hidden_states(model, batch.rows)
+            logprobs, entropy = logprobs_and_entropy(
+                model, batch.rows, temperature=self.config.temperature, hidden=hidden
+            )
+        values = values_of(model, batch.rows, hidden)
         gain = policy_loss(logprobs, batch.old, batch.advantages, clip_ratio=self.config.clip_ratio)
         error = value_loss(values, batch.values, batch.returns, clip=self.config.value_clip)
         loss = (gain + self.config.vf_coef * error)[is_answer].sum()

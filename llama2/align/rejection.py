@@ -6,7 +6,7 @@
               the best of this and of all earlier rounds -> fine-tuning, from the first model on
 
 OUT/
-  round-1/ temperature.json  samples.jsonl  best.jsonl  curve.json  curve.png  run/model
+  round-1/ temperature.json  samples.jsonl  best.jsonl  contrasts.jsonl  curve.json  curve.png  run/model
   round-2/ ...
   rounds.json                                                       what each round was
   model -> the last round's
@@ -99,6 +99,7 @@ def choose(
             "nothing to learn; choose more"
         )
     write_lines(folder / "best.jsonl", best)
+    write_lines(folder / "contrasts.jsonl", [pair for group in groups for pair in contrasts(group, config.least_gap)])
     n_left_out = len(groups) - len(best)
     curve = curve_of(np.array([[each["reward"] for each in group] for group in groups]))
     about = {"temperature": temperature, "n_left_out": n_left_out, **curve}
@@ -131,8 +132,25 @@ def best_of(group: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
     One that was cut would be learnt as if it had ended there.
     """
-    whole = [each for each in group if each["completion"] and not each["is_cut"]]
+    whole = came_to_their_end(group)
     return max(whole, key=lambda each: each["reward"]) if whole else None
+
+
+def contrasts(group: Sequence[dict[str, Any]], least_gap: float) -> list[dict[str, Any]]:
+    """Return pairs to learn by `llama2 dpo`: the best answer and the worst, the second best and the second worst and so
+    on, K / 4 of them, but for those whose rewards differ by less than least_gap or not at all.
+    """
+    whole = sorted(came_to_their_end(group), key=lambda each: each["reward"])
+    pairs = zip(whole[::-1], whole[: max(1, len(group) // 4)], strict=False)
+    return [
+        {"prompt": better["prompt"], "chosen": better["completion"], "rejected": worse["completion"]}
+        for better, worse in pairs
+        if better["reward"] > worse["reward"] and better["reward"] - worse["reward"] >= least_gap
+    ]
+
+
+def came_to_their_end(group: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [each for each in group if each["completion"] and not each["is_cut"]]
 
 
 def _answers(

@@ -40,6 +40,8 @@ class RejectConfig(AdaptConfig):
     """Prompts on which temperatures are compared."""
     max_new_tokens: int = 128
     """Longest answer."""
+    least_gap: float = 0.0
+    """By how much rewards must differ for two answers to a prompt to be a pair of contrasts.jsonl."""
     keep_earlier: bool = True
     """Learn from the best answers of all rounds so far; without them the paper's models forgot what they had learnt."""
     replay: tuple[Path, ...] = ()
@@ -77,6 +79,7 @@ class RejectConfig(AdaptConfig):
         require(bool(self.reward), "reward", repr(self.reward), "a reward model's folder, MODULE:FUNCTION, or grade")
         for name in ("n_rounds", "n_prompts", "n_samples", "n_tuning", "max_new_tokens"):
             at_least(1, self, name)
+        at_least(0, self, "least_gap")
         if not self.temperatures:
             raise ConfigError("temperatures is empty; name at least one")
         for temperature in self.temperatures:

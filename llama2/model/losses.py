@@ -150,13 +150,14 @@ def token_logprobs(model: Transformer, batch, *, temperature: float = 1.0) -> Fl
 
 
 def logprobs_and_entropy(
-    model: Transformer, batch, *, temperature: float = 1.0
+    model: Transformer, batch, *, temperature: float = 1.0, hidden: Float[Tensor, "B T D"] | None = None
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
     """Return `token_logprobs`, and the entropy of the distribution at each trained position, without a gradient.
 
     As with `next_token_loss` the logits never exist whole; the backward pass computes them once more.
+    hidden: the batch's hidden states, if they are at hand.
     """
-    hidden = hidden_states(model, batch)
+    hidden = hidden_states(model, batch) if hidden is None else hidden
     weight = model.tok_embeddings.weight if model.output is None else model.output.weight
     targets = batch.targets.flatten()
     kept = _rows_worth_computing(targets)

@@ -8,7 +8,7 @@ import pytest
 
 from llama2.align.curves import curve_of
 from llama2.align.label import safety_weight
-from llama2.align.rejection import AT_ONCE, _whole_groups, best_of, line, reject
+from llama2.align.rejection import AT_ONCE, _whole_groups, best_of, contrasts, line, reject
 from llama2.align.rejection_config import RejectConfig
 from llama2.align.reward import train_reward
 from llama2.align.reward_config import RewardConfig
@@ -53,6 +53,8 @@ def test_the_best_of_each_prompt_is_learnt(settings):
     groups = [samples[at : at + 4] for at in range(0, 48, 4)]
     assert all(len({json.dumps(each["prompt"]) for each in group}) == 1 for group in groups)
     assert best == [each for each in map(best_of, groups) if each] and len(best) > 6
+    pairs = lines(config.out / "round-1/contrasts.jsonl")
+    assert pairs == [pair for group in groups for pair in contrasts(group, 0.0)] and len(pairs) > 3
     curve = json.loads((config.out / "round-1/curve.json").read_text())
     assert curve["max"][-1] == pytest.approx(np.mean([max(each["reward"] for each in group) for group in groups]))
     assert curve["n_left_out"] == 12 - len(best)
@@ -68,6 +70,21 @@ def test_an_answer_that_was_cut_is_not_learnt_as_if_it_had_ended():
     short, long, empty = an_answer("a", 1.0), an_answer("aaaa", 4.0, is_cut=True), an_answer("", 9.0)
     assert best_of([short, long, empty]) == short
     assert best_of([long, empty]) is None
+
+
+def test_the_best_are_paired_with_the_worst():
+    def answer(text, reward, is_cut=False):
+        return {"prompt": [], "completion": text, "reward": reward, "is_cut": is_cut}
+
+    def pairs(group, least_gap):
+        return [(each["chosen"], each["rejected"]) for each in contrasts(group, least_gap)]
+
+    rewards = {"a": 0.5, "b": 0.9, "c": 0.1, "d": 0.4, "e": 0.8, "f": 0.3, "g": 0.6, "h": 0.7}
+    group = [answer(text, reward) for text, reward in rewards.items()]
+    assert pairs(group, 0.0) == [("b", "c"), ("e", "f")]  # 8 / 4 of them
+    assert pairs(group, 0.6) == [("b", "c")]
+    assert pairs([answer("a", 0.5), answer("b", 0.9), answer("c", 1.0, True), answer("", 0.0)], 0.0) == [("b", "a")]
+    assert pairs([answer("a", 0.5), answer("b", 0.5)], 0.0) == [] and pairs(group[:1], 0.0) == []
 
 
 def test_prompts_whose_answers_are_all_cut_are_left_out_and_told(settings, capsys):
