@@ -1,10 +1,10 @@
 """What each method of alignment does to the story world's model, by exact judges; one JSON line for each claim.
 
-    python -m benchmarks.alignment DEMO OUT [--only reward,reject,ppo,dpo,grpo,ghost,safety,measure] [--quick]
+    python -m benchmarks.alignment DEMO OUT [--only reward,reject,dpo,ppo,grpo,ghost,safety,measure] [--quick]
 
 DEMO is the folder of a finished `llama2 demo`. Its base learns to converse first (full fine-tuning; standing
 instructions are obeyed where they are said only, and preprompts mean care), which leaves head-room; every method begins
-with that model. Everything is kept in OUT: what is there is not made again.
+with that model and has the exact grade as its reward. Everything is kept in OUT: what is there is not made again.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from llama2.align.reward_config import RewardConfig
 from llama2.align.safety import safety
 from llama2.align.safety_config import SafetyConfig
 from llama2.align.scoring import load_reward
+from llama2.align.task import GRADE
 from llama2.data.interval import wilson
 from llama2.data.storyworld import guarded, instructions, preferences, questions, safety as requests
 from llama2.data.storyworld.dialogues import dialogue
@@ -47,6 +48,7 @@ from llama2.train.finetune_config import FinetuneConfig
 CONTEXT = 1024
 N: dict[Split, int] = {"train": 12_000, "heldout": 2_500}
 TRAINING: dict[str, Any] = dict(dtype="bfloat16", too_long="drop", device="cpu")
+ALL_WEIGHTS: dict[str, Any] = dict(method="full", optimizer="muon")
 
 
 def write_world(out: Path, n: Mapping[Split, int]) -> None:
@@ -205,36 +207,37 @@ class Bench:
         def make(run: Path) -> None:
             reject(
                 RejectConfig(
-                    model=str(self.sft), prompts=(self.train / "questions.jsonl",), reward=str(self.helpfulness),
-                    safety_reward=str(self.safety), out=run, resume=True, n_samples=8,
-                    n_prompts=20 if self.quick else 800, temperatures=(1.0,), max_new_tokens=150, method="full",
-                    optimizer="muon", learning_rate=2e-3, batch_size=8, n_epochs=3.0, **TRAINING,
+                    model=str(self.sft), prompts=(self.train / "questions.jsonl",), reward=GRADE, out=run, resume=True,
+                    n_rounds=1 if self.quick else 3, n_samples=8, n_prompts=20 if self.quick else 800, least_gap=0.2,
+                    temperatures=(1.0,), max_new_tokens=150, learning_rate=1.5e-3, batch_size=8, n_epochs=2.0,
+                    **ALL_WEIGHTS, **TRAINING,
                 )
             )  # fmt: skip
 
         return self.made("reject", make)
 
     def online(self) -> dict[str, Any]:
+        n = 16 if self.quick else 256
         return dict(
-            model=str(self.sft), prompts=(self.train / "questions.jsonl",), eval_share=0.0,
-            reward=str(self.helpfulness), safety_reward=str(self.safety), resume=True, max_new_tokens=150,
-            n_iterations=self.steps(60), batch_size=16 if self.quick else 128, n_generations=8,
-            mini_batch_size=16 if self.quick else 64, **TRAINING,
+            model=str(self.sft), prompts=(self.train / "questions.jsonl",), eval_share=0.0, reward=GRADE, resume=True,
+            max_new_tokens=150, n_iterations=self.steps(50), batch_size=n, mini_batch_size=n // 2, n_generations=8,
+            learning_rate=6e-4, kl_coef=0.01, **ALL_WEIGHTS, **TRAINING,
         )  # fmt: skip
 
     def ppo(self) -> Path:
-        settings: dict[str, Any] = self.online() | dict(learning_rate=3e-3, value_lr=3e-3, kl_coef=0.02)
+        settings: dict[str, Any] = self.online() | dict(lam=1.0, whiten_over="prompt", value_lr=2e-3)
         return self.made("ppo", lambda run: ppo(PpoConfig(**settings, out=run)))
 
     def grpo(self) -> Path:
-        settings: dict[str, Any] = self.online() | dict(learning_rate=2e-3, kl_coef=0.005, per_token=True)
+        settings: dict[str, Any] = self.online() | dict(per_token=True)
         return self.made("grpo", lambda run: grpo(GrpoConfig(**settings, out=run)))
 
     def dpo(self) -> Path:
+        """From pairs of the model's own answers, those that rejection sampling wrote."""
+        pairs = tuple(sorted(self.reject().parent.glob("round-*/contrasts.jsonl")))
         settings: dict[str, Any] = dict(
-            model=str(self.sft), data=(self.train / "preferences.jsonl",), eval_share=0.02, resume=True, batch_size=16,
-            method="full", optimizer="muon", learning_rate=6e-4, beta=0.3, nll_weight=2.0, max_steps=self.steps(740),
-            **TRAINING,
+            model=str(self.sft), data=pairs, eval_share=0.02, resume=True, batch_size=4 if self.quick else 32,
+            learning_rate=5e-4, beta=0.5, nll_weight=2.0, n_epochs=2.0, **ALL_WEIGHTS, **TRAINING,
         )  # fmt: skip
         return self.made("dpo", lambda run: train_dpo(DpoConfig(**settings, out=run)))
 
@@ -319,14 +322,14 @@ def rounded(value: object) -> object:
     return {key: rounded(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
-METHODS = ("reject", "ppo", "dpo", "grpo")
+METHODS = ("reject", "dpo", "ppo", "grpo")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", default="reward,reject,ppo,dpo,grpo,measure,ghost,safety")
+    parser.add_argument("--only", default="reward,reject,dpo,ppo,grpo,measure,ghost,safety")
     parser.add_argument("--quick", action="store_true", help="a trace of everything")
     arguments = parser.parse_args()
     keep_freed_memory()  # as our commands do

@@ -140,7 +140,8 @@ class PpoConfig(OnlineConfig):
     """What `llama2 ppo` can be told; defaults are arXiv:2307.09288 sec. 3.2.3 where it says them."""
 
     KEPT: ClassVar[tuple[str, ...]] = (
-        *OnlineConfig.KEPT, "gamma", "lam", "vf_coef", "value_clip", "whiten_rewards", "whiten_advantages", "value_lr",
+        *OnlineConfig.KEPT, "gamma", "lam", "vf_coef", "value_clip", "whiten_rewards", "whiten_over",
+        "whiten_advantages", "value_lr",
     )  # fmt: skip
 
     gamma: float = 1.0
@@ -154,7 +155,9 @@ class PpoConfig(OnlineConfig):
     value_lr: float | None = None
     """Learning rate of the value model; learning_rate if not given."""
     whiten_rewards: bool = True
-    """Rewards of an iteration less their mean, over their standard deviation, as the paper does."""
+    """Rewards less their mean, over their standard deviation, as the paper does."""
+    whiten_over: Literal["iteration", "prompt"] = "iteration"
+    """Whose mean and deviation: of all answers of an iteration, or of the n_generations answers to one prompt."""
     whiten_advantages: bool = True
     """Advantages of an iteration's tokens likewise."""
 
@@ -168,6 +171,9 @@ class PpoConfig(OnlineConfig):
             ("activation_checkpointing",),
             "the value model would be computed again with the policy's adapter; choose a smaller micro_batch_size",
         )
+        if self.whiten_over == "prompt":
+            wanted = "needs n_generations of 2 or more, and whiten_rewards"
+            require(self.n_generations >= 2 and self.whiten_rewards, "whiten_over", "prompt", wanted)
         if self.value_lr is not None:
             require(self.value_lr > 0 and self.learning_rate > 0, "value_lr", self.value_lr, "wanted more than 0")
 

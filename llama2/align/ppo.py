@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llama2.align.learn import Learner, learn
-from llama2.align.losses import generalised_advantages, kl_estimates, policy_loss, value_loss
+from llama2.align.losses import generalised_advantages, group_advantages, kl_estimates, policy_loss, value_loss
 from llama2.align.online import Collected, told_of
 from llama2.align.online_config import PpoConfig
 from llama2.align.policy import POLICY, VALUE, speaking_as, values_of
@@ -70,7 +70,9 @@ class Ppo(Learner[PpoConfig]):
     def prepare(self, answers: Sequence[Sampled]) -> Collected:
         rows, known = self.known(answers, with_values=True)
         scores = torch.tensor([each.reward for each in answers], dtype=torch.float64)
-        if self.config.whiten_rewards:
+        if self.config.whiten_rewards and self.config.whiten_over == "prompt":
+            scores = group_advantages(scores.view(-1, self.config.n_generations)).flatten()
+        elif self.config.whiten_rewards:
             everyone = torch.tensor(self.world.gather(scores.tolist()), dtype=torch.float64)
             scores = (scores - everyone.mean()) / (everyone.var(unbiased=False) + 1e-8).sqrt()
         learnt = []

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llama2.align.grpo import Grpo, grpo
+from llama2.align.losses import generalised_advantages
 from llama2.align.online_config import GrpoConfig, PpoConfig
 from llama2.align.ppo import Ppo, ppo
 from llama2.align.rollout import Prompts, Sampling, rewarded, sample
@@ -99,6 +100,20 @@ def test_rewards_that_are_all_equal_teach_nothing(settings, kind):
     assert last["reward_std"] == 0 and last["reward"] == 0.5
     if kind is GrpoConfig:
         assert last["grad_norm"] == 0 and last["idle_groups"] == 1 and last["kl"] == 0
+
+
+def test_rewards_can_be_whitened_over_the_answers_to_one_prompt(settings, monkeypatch):
+    """Then what the prompts differ in is gone: the sum over each prompt's answers is nothing."""
+    returned = []
+
+    def watched(rewards, values, is_answer, **options):
+        returned.append(float(rewards.sum()))
+        return generalised_advantages(rewards, values, is_answer, **options)
+
+    monkeypatch.setattr("llama2.align.ppo.generalised_advantages", watched)
+    ppo(settings(n_generations=4, n_iterations=1, kl_coef=0.0, whiten_over="prompt", eval_share=0.0))
+    assert len(returned) == 8 and max(map(abs, returned)) > 0.5
+    assert [sum(returned[at : at + 4]) for at in (0, 4)] == pytest.approx([0, 0], abs=1e-5)
 
 
 @BOTH
@@ -275,6 +290,7 @@ def test_a_prompt_without_room_is_refused_or_left_out():
         (dict(batch_size=64), "takes 64; choose a smaller batch_size|an iteration takes 64"),
         (dict(kl_coef=-1.0), "kl_coef=-1.0"),
         (dict(lam=1.5), "lam=1.5"),
+        (dict(whiten_over="prompt"), "whiten_over=prompt: needs n_generations of 2 or more"),
     ],
 )
 def test_bad_settings_are_refused(settings, changes, message):
