@@ -41,7 +41,7 @@ demo: setup  ## make demo, or make demo MODEL=path-or-hub-name
 	$(BIN)/python -m llama2 demo $(if $(MODEL),"$(MODEL)")
 
 serve: setup  ## make serve MODEL=path-or-hub-name
-	$(BIN)/python -m llama2 serve "$(or $(MODEL),llama2-demo/chat)"
+	$(BIN)/python -m llama2 serve "$(or $(MODEL),llama2-demo/aligned/model)"
 
 constraints: .venv/ready  ## after a change of dependencies
 	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(BIN)/uv pip compile -q --universal --all-extras --no-annotate --no-header pyproject.toml -o constraints.txt

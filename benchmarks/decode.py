@@ -1,6 +1,8 @@
 """Reading a prompt and writing token after token, beside transformers and beside the bare matrix products.
 
     python -m benchmarks.decode [--model tinyllama-1.1b] [--dtype bfloat16] [--rounds 7]
+    python -m benchmarks.decode --invariance      what it costs that an answer's bits do not depend on its company
+    python -m benchmarks.decode --overhead        what a step of eight answers costs outside the model, and sampling
 
 Both sides hold the same random weights in the same memory of one process and take turns. Ours runs through
 the Engine; theirs as bare forward calls with a DynamicCache and, a second line, through `generate`. The floor
@@ -9,8 +11,10 @@ is F.linear over the same weights and nothing else. Every side gives one token p
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +22,7 @@ import torch.nn.functional as F
 from benchmarks.measure import Company, alternate, milliseconds, report, their_model
 from llama2.infer.engine import Engine
 from llama2.infer.request import Request, SamplingParams
+from llama2.model.config import ModelConfig
 from llama2.model.family import family_config
 from llama2.model.transformer import Transformer, build
 
@@ -185,14 +190,65 @@ def run_invariance(name: str, n_rounds: int, dtype: str) -> list[dict[str, objec
     return lines
 
 
+OVERHEAD = {
+    "greedy": dict(temperature=0.0),
+    "temperature": dict(temperature=0.8, top_p=1.0),
+    "top_p": dict(temperature=0.8, top_p=0.9),
+    "top_k": dict(temperature=0.8, top_p=1.0, top_k=40),
+}
+
+
+def run_overhead(n_rounds: int, n_rows: int = 8) -> dict[str, object]:
+    """Measure a step of the engine less the model's part in it, with a pocket model, by way of sampling."""
+    model = build(ModelConfig(160, 3, 4, 2048, 448, context_length=512, tied_embeddings=True), dtype=torch.bfloat16)
+    within = [0.0]
+
+    def timed(method):
+        def call(*args, **kwargs):
+            start = time.perf_counter()
+            found = method(*args, **kwargs)
+            within[0] += time.perf_counter() - start
+            return found
+
+        return call
+
+    model.hidden, model.project = timed(model.hidden), timed(model.project)
+
+    def outside(params: SamplingParams) -> float:
+        engine = Engine(model)
+        for row in range(n_rows):
+            engine.add(Request(str(row), tuple(range(3, 3 + N_PROMPT)), params))
+        engine.step()
+        found = []
+        for _ in range(4 * N_STEPS):
+            within[0] = 0.0
+            found.append(milliseconds(engine.step) - 1e3 * within[0])
+        return median(found)
+
+    sides = {
+        name: partial(outside, SamplingParams(max_new_tokens=4 * N_STEPS + 2, **how))  # pyright: ignore
+        for name, how in OVERHEAD.items()
+    }
+    company = Company()
+    medians = alternate(sides, n_rounds)
+    values: dict[str, object] = {f"{name}_ms": round(value, 3) for name, value in medians.items()}
+    ratio = {"1/greedy_ms": round(1 / medians["greedy"], 3)}
+    facts = dict(model="pocket1m", dtype="bfloat16", batch=n_rows, rounds=n_rounds, others_cpu=company.share())
+    return report("overhead", {**facts, **values, **ratio})
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tinyllama-1.1b", help="a name of llama2's FAMILY")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--invariance", action="store_true", help="the cost of batch invariance instead")
+    parser.add_argument("--overhead", action="store_true", help="what a step costs outside of a pocket model instead")
     options = parser.parse_args(arguments)
-    if options.invariance:
+    if options.overhead:
+        torch.set_num_threads(1)
+        run_overhead(options.rounds)
+    elif options.invariance:
         run_invariance(options.model, options.rounds, options.dtype)
     else:
         run(options.model, options.dtype, options.rounds)

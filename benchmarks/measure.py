@@ -38,13 +38,28 @@ BUSY = 0.05
 
 
 def cpu_seconds() -> tuple[float, float]:
-    """Return the seconds that all cores were busy, and those of this process and its finished children."""
-    own = sum(os.times()[:4])
+    """Return the seconds that all cores were busy, and those of this process and its children, finished or not."""
+    own = sum(os.times()[:4]) + sum(map(seconds_of, running_children()))
     stat = Path("/proc/stat")
     if not stat.exists():
         return own, own
     fields = [int(field) for field in stat.read_text().split("\n", 1)[0].split()[1:9]]
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK"), own
+
+
+def running_children() -> list[int]:
+    """Return the ids of this process's children that still run."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    return [int(number) for task in tasks for number in task.read_text().split()]
+
+
+def seconds_of(process: int) -> float:
+    """Return the seconds of processor time of a process and of its finished children; 0 where it has just ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(") ", 1)[1].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 class Company:

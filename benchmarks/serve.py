@@ -1,25 +1,31 @@
 """Many clients at once: `llama2 serve` over the wire, beside naive batching with transformers.
 
-    python -m benchmarks.serve [--model tinyllama-1.1b] [--dtype bfloat16] [--clients 1 4 8 16]
+    python -m benchmarks.serve [--model tinyllama-1.1b] [--dtype bfloat16] [--clients 1 4 8 16] [--arrivals 24]
 
 Each client asks, waits for its answer, and asks again; prompts have 32 to 160 tokens and answers 32, the same ones
-on both sides. Ours is the real command in a process of its own, asked over HTTP and streaming. The peer holds the same
-weights in a process of its own and answers whoever waits in one padded `generate`, which is what people write
-who have no server; its answers come whole.
+on both sides. Then so many requests arrive by themselves, in a fixed pattern drawn once (Poisson, at four fifths of
+what eight clients got), whatever has been answered. Ours is the real command in a process of its own, asked over HTTP
+and streaming. The peer holds the same weights in a process of its own and answers whoever waits in one padded
+`generate`, which is what people write who have no server; its answers come whole.
 """
 
 import argparse
 import asyncio
 import json
 import multiprocessing
+import random
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
 import httpx2
 import torch
@@ -32,6 +38,8 @@ from llama2.model.transformer import build
 from llama2.tokenizer.tokenizer import Tokenizer
 from llama2.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, Vocabulary
 
+Load = Callable[[Any], Awaitable["Timings"]]
+"""Asks by the function that it is given, and returns what was seen."""
 N_NEW = 32
 PER_CLIENT = 3
 """Requests of each client."""
@@ -53,14 +61,19 @@ class Timings:
     n_tokens: int = 0
 
     def summary(self) -> dict[str, object]:
-        spread = quantiles(self.between, n=20) if len(self.between) > 1 else []
         return {
             "tokens_per_s": round(self.n_tokens / self.whole, 2),
-            "first_token_ms": round(1e3 * median(self.first), 1),
-            "first_token_worst_ms": round(1e3 * max(self.first), 1),
-            "between_tokens_ms": round(1e3 * median(self.between), 1) if self.between else None,
-            "between_tokens_p95_ms": round(1e3 * spread[-1], 1) if spread else None,
+            **percentiles("first_token", self.first),
+            **percentiles("between_tokens", self.between),
         }
+
+
+def percentiles(name: str, seconds: list[float]) -> dict[str, object]:
+    """Return the median, the 95th and the 99th percentile in milliseconds; nothing of less than two."""
+    if len(seconds) < 2:
+        return {}
+    cuts = quantiles(seconds, n=100, method="inclusive")
+    return {f"{name}{of}_ms": round(1e3 * cuts[at - 1], 1) for of, at in {"": 50, "_p95": 95, "_p99": 99}.items()}
 
 
 async def drive(ask, n_clients: int, n_vocab: int) -> Timings:
@@ -77,7 +90,27 @@ async def drive(ask, n_clients: int, n_vocab: int) -> Timings:
     return timings
 
 
-def our_side(url: str, n_clients: int, n_vocab: int) -> Timings:
+def pattern(n: int, per_s: float) -> list[float]:
+    """Return when each of n requests arrives, in seconds: the same ones each time."""
+    draw = random.Random(0)
+    return list(accumulate(draw.expovariate(per_s) for _ in range(n)))
+
+
+async def arrive(ask, times: list[float], n_vocab: int) -> Timings:
+    """Let requests arrive at these times, whatever is still being answered."""
+    timings = Timings()
+
+    async def one(number: int, at: float) -> None:
+        await asyncio.sleep(at)
+        await ask(prompt(number, n_vocab), timings)
+
+    start = time.perf_counter()
+    await asyncio.gather(*(one(number, at) for number, at in enumerate(times)))
+    timings.whole = time.perf_counter() - start
+    return timings
+
+
+def our_side(url: str, load: Load) -> Timings:
     async def run() -> Timings:
         async with httpx2.AsyncClient(base_url=url, timeout=600) as http:
 
@@ -95,12 +128,12 @@ def our_side(url: str, n_clients: int, n_vocab: int) -> Timings:
                         last, is_first = now, False
                 timings.n_tokens += N_NEW
 
-            return await drive(ask, n_clients, n_vocab)
+            return await load(ask)
 
     return asyncio.run(run())
 
 
-def their_side(jobs, answers, n_clients: int, n_vocab: int) -> Timings:
+def their_side(jobs, answers, load: Load) -> Timings:
     async def run() -> Timings:
         waiting: dict[int, asyncio.Future[None]] = {}
 
@@ -119,7 +152,7 @@ def their_side(jobs, answers, n_clients: int, n_vocab: int) -> Timings:
             timings.n_tokens += N_NEW
 
         listener = asyncio.create_task(hear())
-        timings = await drive(ask, n_clients, n_vocab)
+        timings = await load(ask)
         listener.cancel()
         answers.put([])  # lets the thread that listens go
         return timings
@@ -160,6 +193,7 @@ def main() -> None:
     parser.add_argument("--model", default="tinyllama-1.1b")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--arrivals", type=int, default=24, help="requests of the fixed pattern; 0: none")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     config = family_config(options.model)
@@ -187,21 +221,33 @@ def measure(path: str, config: ModelConfig, options: argparse.Namespace) -> None
         url = found[0]
         while httpx2.get(f"{url}/health").status_code != 200:
             time.sleep(0.2)
-        our_side(url, 1, config.vocab_size)
-        their_side(jobs, answers, 1, config.vocab_size)
+        our_side(url, partial(drive, n_clients=1, n_vocab=config.vocab_size))
+        their_side(jobs, answers, partial(drive, n_clients=1, n_vocab=config.vocab_size))
         company = Company()
         found: dict[str, object] = {"model": options.model, "dtype": options.dtype, "new_tokens": N_NEW}
         speeds: dict[int, float] = {}
-        for n_clients in options.clients:
-            ours, theirs = [], []
+
+        def both(name: str, load: Load) -> float:
+            """Alternate the two sides under a load; return our tokens per second."""
+            rounds: dict[str, list[dict[str, object]]] = {"ours": [], "theirs": []}
             for _ in range(options.rounds):
-                ours.append(our_side(url, n_clients, config.vocab_size).summary())
-                theirs.append(their_side(jobs, answers, n_clients, config.vocab_size).summary())
-            sides = {"ours": median_of(ours), "theirs": median_of(theirs)}
-            found |= {f"{n_clients}: {side} {name}": value for side in sides for name, value in sides[side].items()}
-            speeds[n_clients] = sides["ours"]["tokens_per_s"]
-            found[f"{n_clients}: ours/theirs"] = round(speeds[n_clients] / sides["theirs"]["tokens_per_s"], 3)
-            print(n_clients, sides, file=sys.stderr, flush=True)
+                rounds["ours"].append(our_side(url, load).summary())
+                rounds["theirs"].append(their_side(jobs, answers, load).summary())
+            sides = {side: median_of(each) for side, each in rounds.items()}
+            found.update({f"{name}: {side} {key}": value for side in sides for key, value in sides[side].items()})
+            first = "first_token_ms"
+            found[f"{name}: first token, theirs/ours"] = round(sides["theirs"][first] / sides["ours"][first], 3)
+            found[f"{name}: ours/theirs"] = round(sides["ours"]["tokens_per_s"] / sides["theirs"]["tokens_per_s"], 3)
+            print(name, sides, file=sys.stderr, flush=True)
+            return sides["ours"]["tokens_per_s"]
+
+        for n_clients in options.clients:
+            speeds[n_clients] = both(str(n_clients), partial(drive, n_clients=n_clients, n_vocab=config.vocab_size))
+        if options.arrivals:
+            per_s = 0.8 * speeds.get(8, max(speeds.values())) / N_NEW
+            found["arrivals per s"] = round(per_s, 3)
+            times = pattern(options.arrivals, per_s)
+            both("arrivals", partial(arrive, times=times, n_vocab=config.vocab_size))
         first = speeds[options.clients[0]]
         found |= {f"{n}/{options.clients[0]} clients": round(speed / first, 3) for n, speed in speeds.items()}
         report("serve", {**found, "others_cpu": company.share()})
@@ -214,8 +260,7 @@ def measure(path: str, config: ModelConfig, options: argparse.Namespace) -> None
 
 def median_of(rounds: list[dict[str, object]]) -> dict[str, float]:
     """Return the median of every figure over the rounds."""
-    found = {name: [each[name] for each in rounds if each[name] is not None] for name in rounds[0]}
-    return {name: round(median(values), 2) for name, values in found.items() if values}  # pyright: ignore
+    return {name: round(median(each[name] for each in rounds), 2) for name in rounds[0]}  # pyright: ignore
 
 
 if __name__ == "__main__":

@@ -371,7 +371,11 @@ class Engine:
         # Of other errors than ours the words may be a user's.
         why = str(error) if isinstance(error, Llama2Error) else f"the grammar failed: {type(error).__name__}"
         indices = range(request.params.n) if is_beams else [sequence.index]
-        return [Token(request.id, index, None, finish_reason="abort", error=why) for index in indices]
+        is_asked_for = isinstance(error, RequestError)
+        return [
+            Token(request.id, index, None, finish_reason="abort", error=why, is_asked_for=is_asked_for)
+            for index in indices
+        ]
 
     def _advance_beams(self, spans: Many[Span], logits: dict[Sequence, Tensor]) -> list[Token]:
         """Let every beam search whose hypotheses have all been read go on, or end."""

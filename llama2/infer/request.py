@@ -189,6 +189,8 @@ class Token:
     """On the first event of a request's first answer, if asked for: of the prompt's second token, third token..."""
     error: str | None = None
     """Why the answer had to be given up; its finish_reason is then `abort`."""
+    is_asked_for: bool = False
+    """Whether that follows from what was asked for, as where a grammar comes to a dead end."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ Kind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
 FORMS: tuple[Kind, ...] = ("json_object", "json_schema", "regex", "choice", "grammar")
 WHITESPACE = r"\n? {0,8}"
 MAX_CHARACTERS = 100_000
+N_TRIED = 32
+"""Steps and tokens at a step that are tried before a grammar is taken."""
 
 
 class TextGrammar:
@@ -57,16 +59,33 @@ class TextGrammar:
         if self._first.is_error():
             raise RequestError(f"{kind} cannot be followed: {_plain(self._first.get_error())}")
         try:
-            self._try_first_step()
+            self._try_to_begin()
         except RequestError as error:
             raise RequestError(f"{kind} cannot be followed: {error}") from None
 
-    def _try_first_step(self) -> None:
-        """Raise RequestError where no text fits, or where the automaton grows too large."""
-        matcher = self.matcher()
-        first = int(matcher.allowed().nonzero()[0, 0])
-        if first not in self.stop_ids:
-            matcher.advance(first)
+    def _try_to_begin(self) -> None:
+        """Raise RequestError where no text fits, or where the automaton grows too large, as far as N_TRIED steps tell.
+
+        Tokens are tried depth first; where there are more than N_TRIED at a place, only the first of them.
+        """
+        open_, dead, is_sure = [self.matcher()], RequestError("no text fits"), True
+        for _ in range(N_TRIED):
+            if not open_:
+                break
+            matcher = open_.pop()
+            try:
+                allowed = matcher.allowed().nonzero()[:, 0]
+                if torch.isin(allowed, self.stop_ids).any():
+                    return
+                is_sure = is_sure and len(allowed) <= N_TRIED
+                for token_id in allowed[:N_TRIED].tolist():
+                    after = TextMatcher(self, matcher.automaton.deep_copy())
+                    after.advance(token_id)
+                    open_.append(after)
+            except RequestError as error:
+                dead = error
+        if not open_ and is_sure:
+            raise dead
 
     def _new(self) -> llguidance.LLMatcher:
         return llguidance.LLMatcher(self.tokenizer, self.text, log_level=0)

@@ -37,7 +37,9 @@ async def health(server: Server, request: Request) -> Response:
     """200 when all models are there and requests are taken, else 503."""
     is_loading = any(worker.llm is None for worker in server.models.workers)
     status = "draining" if server.is_draining else "loading" if is_loading else "ok"
-    return Json({"status": status}, status_code=200 if status == "ok" else 503)
+    if status == "ok":
+        return Json({"status": status})
+    return Json({"status": status}, status_code=503, headers={"retry-after": "1"})
 
 
 async def metrics(server: Server, request: Request) -> Response:
@@ -104,12 +106,14 @@ ROUTES: tuple[tuple[str, str, Handler, type[Wire] | None], ...] = (
 def make_app(server: Server, keys: Sequence[str]) -> ASGIApp:
     """Return the application."""
     app = FastAPI(title="llama2", docs_url=None, redoc_url=None, openapi_url=None)
+    routes = {"/openapi.json": "/openapi.json"}
     for method, path, handler, _ in ROUTES:
         for alias in {path, path.removeprefix("/v1")}:  # a client's base address often lacks the /v1
             app.add_route(alias, _endpoint(server, path, handler), methods=[method])
+            routes[alias] = path
     app.add_route("/openapi.json", _endpoint(server, "/openapi.json", _openapi), methods=["GET"])
     app.add_exception_handler(HTTPException, _wrong_route)
-    guarded: ASGIApp = Guard(app, server, keys)
+    guarded: ASGIApp = Guard(app, server, keys, routes)
     if server.config.allow_origin:
         guarded = CORSMiddleware(
             guarded,

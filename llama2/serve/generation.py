@@ -103,6 +103,7 @@ class Generation:
         self.worker, self.usage, self.metrics = worker, usage, metrics
         self.requests = [each.request for each in prepared]
         self.finish_reasons: dict[int, str] = {}
+        self._is_refused = False
         self._queue: asyncio.Queue[Sequence[Piece] | Exception] = asyncio.Queue()
         self._began = self._last = time.monotonic()
         self._timeout_s = timeout_s
@@ -143,6 +144,7 @@ class Generation:
         except TimeoutError:
             raise out_of_time(self._timeout_s) from None
         if isinstance(found, Exception):
+            self._is_refused = True
             raise found
         for piece in found:
             self._count(piece)
@@ -160,7 +162,8 @@ class Generation:
         """Cancel what is not finished."""
         for job in self._jobs:
             if job.n_counted:
-                self.metrics.cancelled.labels(self.worker.name).inc()
+                if not self._is_refused:
+                    self.metrics.cancelled.labels(self.worker.name).inc()
                 self.worker.cancel(job)
 
     def _count(self, piece: Piece) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -29,8 +29,9 @@ OPEN = ("/health", "/", "/page.css", "/page.js")
 class Guard:
     """Wraps the application."""
 
-    def __init__(self, app: ASGIApp, server: Server, keys: Sequence[str]):
-        self.app, self.server, self.keys = app, server, keys
+    def __init__(self, app: ASGIApp, server: Server, keys: Sequence[str], routes: Mapping[str, str]):
+        """routes: of each path the name that the log has for it; others are not named there."""
+        self.app, self.server, self.keys, self.routes = app, server, keys, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,7 +39,7 @@ class Guard:
             return
         request, began = Request(scope, receive), time.perf_counter()
         address = request.client.host if request.client else "somebody"
-        call = Call(address, Usage())
+        call = Call(address, Usage(), self.routes.get(request.url.path, "unknown"))
         scope.setdefault("state", {})["call"] = call
         request_id, status = f"req_{uuid.uuid4().hex[:24]}", 499
 

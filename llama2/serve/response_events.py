@@ -112,7 +112,7 @@ class ResponseAnswer:
         if not self.output or self.output[-1]["status"] != "in_progress":
             return []
         item, place = self.output[-1], self._place()
-        item["status"] = "completed"
+        item["status"] = self._status() if item["type"] == "message" else "completed"
         events: list[tuple[str, Object]] = []
         if item["type"] == "message":
             part = item["content"][0]

@@ -229,7 +229,7 @@ class Worker:
 
     def _deliver(self, engine: Engine, events: Sequence[Token]) -> None:
         pieces: dict[Job, list[Piece]] = {}
-        failed: dict[Job, str] = {}
+        failed: dict[Job, Refusal] = {}
         for event in events:
             job = self._jobs.get(event.request_id)
             found = job.texts.push(event) if job is not None else None
@@ -239,7 +239,8 @@ class Worker:
             if token.finish_reason != event.finish_reason:
                 engine.abort(token.request_id, token.index)
             if token.error is not None:
-                failed[job] = token.error
+                status = 400 if token.is_asked_for else 500
+                failed[job] = Refusal(status, token.error, headers={"x-should-retry": "false"})
             pieces.setdefault(job, []).append(Piece(job.first_choice + token.index, token, text))
             if token.finish_reason:
                 job.n_open -= 1
@@ -252,7 +253,7 @@ class Worker:
             log.error("%s gave an answer up", self.name)
             self._drop(job)
             self._post(job.deliver, [piece for piece in found if not piece.token.error])
-            self._post(job.deliver, Refusal(500, failed[job], headers={"x-should-retry": "false"}))
+            self._post(job.deliver, failed[job])
 
     def _fail_all(self, error: Exception) -> None:
         """End every job in flight with an error, and begin with a new engine."""

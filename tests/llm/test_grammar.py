@@ -123,11 +123,21 @@ def test_what_cannot_be_followed_is_refused(tokenizer, kind, value, words):
         grammar(tokenizer, kind, value)
 
 
-@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"a": 1, "$ref": "#/a", "definitions": {}}])
-def test_what_no_text_fits_is_refused(tokenizer, schema):
-    """Where a space may come before the text, as soon as it has come."""
-    with pytest.raises(RequestError, match="dead end|cannot be followed"):
-        sample(tokenizer, grammar(tokenizer, "json_schema", schema), seed=0)
+@pytest.mark.parametrize("at_start", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("json_schema", {"$ref": "#"}),
+        ("json_schema", {"anyOf": [{"$ref": "#"}]}),
+        ("json_schema", {"a": 1, "$ref": "#/a", "definitions": {}}),
+        ("regex", r"a[^\s\S]"),
+        ("regex", r"(ab|ba)[^\s\S]"),
+    ],
+)
+def test_what_no_text_fits_is_refused(tokenizer, kind, value, at_start):
+    """Before anything is written, though a space or a letter might come first."""
+    with pytest.raises(RequestError, match=f"{kind} cannot be followed"):
+        grammar(tokenizer, kind, value, at_start=at_start)
 
 
 def test_a_rule_that_a_gbnf_grammar_lacks_is_named(tokenizer):

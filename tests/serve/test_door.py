@@ -1,5 +1,7 @@
 """Who may ask and how much, on servers of their own."""
 
+import re
+
 import httpx2
 import openai
 import pytest
@@ -35,6 +37,9 @@ def test_a_key_is_needed_and_any_of_them_will_do(locked):
     assert httpx2.get(locked.url + "/health").status_code == 200
     for path in ("/metrics", "/v1/models", "/openapi.json", "/tokenize"):
         assert httpx2.get(locked.url + path).status_code == 401
+    key = {"authorization": "Bearer second-secret"}
+    metrics = httpx2.get(locked.url + "/metrics", headers=key).text  # also who is refused is counted by route
+    assert re.search(r'^llama2_requests_total{path="/v1/models",status="401"} [1-9]', metrics, re.MULTILINE)
 
 
 def httpx2_post(server, key):

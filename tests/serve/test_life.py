@@ -149,7 +149,7 @@ def test_an_answer_that_is_given_up_ends_its_own_request_only(narrow, monkeypatc
             for chunk in client.completions.create(**bad, stream=True):
                 text += chunk.choices[0].text
         assert len(text) == 3
-        with pytest.raises(openai.InternalServerError, match="a dead end") as caught:
+        with pytest.raises(openai.BadRequestError, match="a dead end") as caught:
             client.completions.create(**bad)
         assert caught.value.response.headers["x-should-retry"] == "false"
         assert [each.result().choices[0].text for each in others] == [good]
@@ -189,6 +189,17 @@ def test_the_log_and_the_metrics_hold_no_words(server, client, caplog):
         assert f"llama2_{name}" in metrics
 
 
+def test_what_is_refused_is_not_cancelled(server):
+    def cancelled():
+        metrics = httpx2.get(f"{server.url}/metrics").text
+        return re.findall(r"^llama2_cancelled_requests_total{.*} (.*)$", metrics, re.MULTILINE)
+
+    before = cancelled()
+    wire = {"model": "pocket", "prompt": [999_999, 1], "max_tokens": 2}
+    assert httpx2.post(f"{server.url}/v1/completions", json=wire).status_code == 400
+    assert cancelled() == before
+
+
 def test_health_while_loading_and_a_model_that_cannot_be_loaded(pocket_path, monkeypatch):
     from llama2.serve.models import Models
     from llama2.serve.run import run
@@ -208,6 +219,7 @@ def test_health_while_loading_and_a_model_that_cannot_be_loaded(pocket_path, mon
     thread.start()
     until(lambda: server.url)
     until(lambda: httpx2.get(server.url + "/health").status_code == 503)
+    assert int(httpx2.get(server.url + "/health").headers["retry-after"]) > 0
     done = httpx2.post(server.url + "/v1/chat/completions", json={"messages": HI})
     assert done.status_code == 503 and done.headers["retry-after"] and done.json()["error"]["code"] == "model_loading"
     go.set()

@@ -20,6 +20,7 @@ def test_an_answer_is_that_of_the_chat_route(client, pocket):
     whole = ask(client)
     assert whole.output_text == expected
     assert whole.status == "incomplete" and whole.incomplete_details.reason == "max_output_tokens"
+    assert [item.status for item in whole.output] == ["incomplete"]
     assert whole.usage.output_tokens == 24 and whole.usage.total_tokens == 24 + whole.usage.input_tokens
     items = [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}]
     assert ask(client, input=items).output_text == expected
