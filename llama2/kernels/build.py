@@ -6,6 +6,7 @@ Without a compiler, or with LLAMA2_KERNELS=0, callers take their plain twin in P
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -53,6 +54,13 @@ def status() -> str:
 
 @cache
 def _found() -> tuple[ctypes.CDLL | None, str]:
+    found, said = _looked_for()
+    if found is None and os.environ.get("LLAMA2_KERNELS", "1") != "0":
+        logging.getLogger(__name__).warning(said)
+    return found, said
+
+
+def _looked_for() -> tuple[ctypes.CDLL | None, str]:
     if os.environ.get("LLAMA2_KERNELS", "1") == "0":
         return None, "C kernels are turned off by LLAMA2_KERNELS=0; plain PyTorch is used"
     compiler = shutil.which(os.environ.get("CC", "cc"))
