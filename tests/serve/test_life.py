@@ -64,6 +64,30 @@ def kill(client):
     client.close()
 
 
+STREAMING = """
+import json, sys, urllib.request
+asked = urllib.request.Request(sys.argv[1], sys.argv[2].encode(), {"content-type": "application/json"})
+for line in urllib.request.urlopen(asked):
+    print(line, flush=True)
+"""
+
+
+def test_kill_9_of_a_client_disturbs_nobody(narrow, slow_steps):
+    wire = json.dumps({**WIRE, "stream": True})
+    asked = [sys.executable, "-c", STREAMING, f"{narrow.url}/v1/chat/completions", wire]
+    with (
+        subprocess.Popen(asked, stdout=subprocess.PIPE) as process,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        assert process.stdout is not None and process.stdout.readline()
+        other = pool.submit(client_of(narrow).chat.completions.create, **LONG, max_tokens=5)
+        until(lambda: worker(narrow).n_answers == 2)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert other.result().usage.completion_tokens == 5
+    until(lambda: is_idle(narrow))
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_place_and_disturbs_nobody(narrow, slow_steps, stream):
     running = post_raw(narrow, {**WIRE, "stream": stream})
