@@ -56,10 +56,6 @@ class Aim:
 
 
 LANGUAGES = ("en", "es", "zh")
-TRIED_DICTIONARY = (
-    "The dictionary is the best of 1 to 40 rounds, by the part that is judged. Tried: other widths, depths, dropout, "
-    "glosses in the prompt, minimum risk decoding; docs/log.md."
-)
 TRIED_PEFT = (
     "NF4 is decoded by a C kernel, 0.65 before; its scales in the same pass, and norms, rotations and attention by "
     "kernels too, 0.946 before; memory used again for each weight gave nothing: docs/log.md."
@@ -129,7 +125,7 @@ AIMS = (
     Aim("tinystories", "stories260k", "bfloat16", "n-gram/loss", 1.05, ""),
     Aim("sst2", "", "bfloat16", "accuracy", 78.0, ""),
     Aim("multi30k", "", "bfloat16", "usual: chrF - baseline", 10.0, ""),
-    Aim("multi30k", "", "bfloat16", "best: chrF - baseline", 10.0, TRIED_DICTIONARY),
+    Aim("multi30k", "", "bfloat16", "best: chrF - baseline", 10.0, ""),
 )  # fmt: skip
 
 
