@@ -59,15 +59,23 @@ def prepare(llm: LLM, prompt: Prompt | Ids, options: SamplingOptions, *, adapter
     return Prepared(request, prompt, stop_strings(options), options.get("include_stop", False))
 
 
+COUNTED = 1 << 16
+"""Bytes."""
+
+
 def check_could_fit(llm: LLM, prompt: Prompt | Ids) -> None:
-    """Refuse a text that cannot fit before minutes are spent on its tokens: none is longer than the longest."""
+    """Refuse a text that cannot fit before minutes are spent on its tokens: none is longer than the longest.
+
+    Those of a text up to COUNTED are counted, so that the refusal can say how many they are.
+    """
     text = prompt if isinstance(prompt, str) else "".join(_said(each).strip() for each in prompt)
     if not text or not (longest := _longest_token(llm.tokenizer)):
         return
     if llm.tokenizer.vocabulary.remove_extra_spaces:
         text = re.sub(" +", " ", text)
-    n_least, room = len(text.encode("utf-8", "replace")) // longest, llm.config.context_length
-    if n_least > room:
+    n_bytes, room = len(text.encode("utf-8", "replace")), llm.config.context_length
+    n_least = n_bytes // longest
+    if n_bytes > COUNTED and n_least > room:
         raise RequestError(
             f"the prompt has more than {n_least} tokens and the model's context holds {room}, which leaves no room for "
             "an answer; shorten the prompt"

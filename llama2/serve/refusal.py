@@ -85,7 +85,7 @@ def refusal(error: Exception) -> Refusal:
         case ValidationError():
             return _wrong_field(error)
         case Llama2Error():
-            too_long = "leaves no room" in str(error)
+            too_long = "context holds" in str(error)
             return Refusal(400, str(error), code="context_length_exceeded" if too_long else None)
     log_mistake("answering a request", error)
     return Refusal(500, f"the server made a mistake ({type(error).__name__}); its log says more")

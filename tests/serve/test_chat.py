@@ -176,6 +176,16 @@ def test_too_long_a_prompt_names_both_numbers(client):
         assert caught.value.code == "context_length_exceeded"
 
 
+def test_a_long_prompt_is_counted_and_a_huge_one_is_not(client):
+    for n, said in ((20_000, r"\b200\d\d tokens"), (2_000_000, "more than")):
+        with pytest.raises(openai.BadRequestError, match=rf"{said}.*\b256\b") as caught:
+            ask(client, messages=[{"role": "user", "content": "x" * n}])
+        assert caught.value.code == "context_length_exceeded"
+        with pytest.raises(openai.BadRequestError, match="256") as caught:
+            client.embeddings.create(model="pocket", input="x" * n)
+        assert caught.value.code == "context_length_exceeded"
+
+
 def test_unknown_fields_are_named_and_let_be(server):
     body = {"messages": [{"role": "user", "content": "Hi", "mood": 1}], "max_tokens": 1, "colour": "red", "b\r\nad": 1}
     done = httpx2.post(f"{server.url}/v1/chat/completions", json=body)
