@@ -28,13 +28,14 @@ from llama2.llm import load
 from llama2.tasks.evaluate import evaluate_tasks
 from llama2.tasks.items import Item, read_items
 from llama2.train.finetune import finetune
+from llama2.train.finetune_config import FinetuneConfig
 
 MEASURES = {"answer": "exact", "title": "exact", "sentiment": "accuracy", "translate": "chrF", "summarise": "ROUGE-L"}
 N_STEPS = 2000
 VARIANTS = {
     "lora": {},
     "qlora": {"method": "qlora"},
-    "no-replay": {"replay": (), "replay_share": 0.0},
+    "no-replay": {"replay": (), "replay_share": FinetuneConfig.model_fields["replay_share"].default},
 }
 
 
