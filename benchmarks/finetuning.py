@@ -32,10 +32,13 @@ from llama2.train.finetune_config import FinetuneConfig
 
 MEASURES = {"answer": "exact", "title": "exact", "sentiment": "accuracy", "translate": "chrF", "summarise": "ROUGE-L"}
 N_STEPS = 2000
+OF_REPLAY = ("replay", "replay_share", "replay_eval")
 VARIANTS = {
     "lora": {},
     "qlora": {"method": "qlora"},
-    "no-replay": {"replay": (), "replay_share": FinetuneConfig.model_fields["replay_share"].default},
+    "no-replay": {
+        name: FinetuneConfig.model_fields[name].default for name in ("replay", "replay_share", "replay_eval")
+    },
 }
 
 
