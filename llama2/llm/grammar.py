@@ -66,26 +66,26 @@ class TextGrammar:
     def _try_to_begin(self) -> None:
         """Raise RequestError where no text fits, or where the automaton grows too large, as far as N_TRIED steps tell.
 
-        Tokens are tried depth first; where there are more than N_TRIED at a place, only the first of them.
+        Tokens are tried depth first, up to a place where more than N_TRIED may stand: from there some text goes on.
         """
-        open_, dead, is_sure = [self.matcher()], RequestError("no text fits"), True
+        open_, dead = [self.matcher()], RequestError("no text fits")
         for _ in range(N_TRIED):
             if not open_:
-                break
+                raise dead
             matcher = open_.pop()
             try:
                 allowed = matcher.allowed().nonzero()[:, 0]
                 if torch.isin(allowed, self.stop_ids).any():
                     return
-                is_sure = is_sure and len(allowed) <= N_TRIED
-                for token_id in allowed[:N_TRIED].tolist():
+                is_wide = len(allowed) > N_TRIED
+                for token_id in allowed[: 1 if is_wide else N_TRIED].tolist():
                     after = TextMatcher(self, matcher.automaton.deep_copy())
                     after.advance(token_id)
                     open_.append(after)
+                if is_wide:
+                    return
             except RequestError as error:
                 dead = error
-        if not open_ and is_sure:
-            raise dead
 
     def _new(self) -> llguidance.LLMatcher:
         return llguidance.LLMatcher(self.tokenizer, self.text, log_level=0)
