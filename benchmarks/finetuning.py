@@ -36,9 +36,7 @@ OF_REPLAY = ("replay", "replay_share", "replay_eval")
 VARIANTS = {
     "lora": {},
     "qlora": {"method": "qlora"},
-    "no-replay": {
-        name: FinetuneConfig.model_fields[name].default for name in ("replay", "replay_share", "replay_eval")
-    },
+    "no-replay": {name: FinetuneConfig.model_fields[name].default for name in OF_REPLAY},
 }
 
 

@@ -111,7 +111,7 @@ class Generation:
         self.worker, self.usage, self.metrics = worker, usage, metrics
         self.requests = [each.request for each in prepared]
         self.finish_reasons: dict[int, str] = {}
-        self._is_refused = False
+        self._has_failed = False
         self._queue: asyncio.Queue[Sequence[Piece] | Exception] = asyncio.Queue()
         self._began = self._last = time.monotonic()
         self._timeout_s = timeout_s
@@ -152,7 +152,7 @@ class Generation:
         except TimeoutError:
             raise out_of_time(self._timeout_s) from None
         if isinstance(found, Exception):
-            self._is_refused = True
+            self._has_failed = True
             raise found
         for piece in found:
             self._count(piece)
@@ -170,7 +170,7 @@ class Generation:
         """Cancel what is not finished."""
         for job in self._jobs:
             if job.n_counted:
-                if not self._is_refused:
+                if not self._has_failed:
                     self.metrics.cancelled.labels(self.worker.name).inc()
                 self.worker.cancel(job)
 

@@ -277,17 +277,6 @@ def test_learning_rates_of_their_own_reach_the_optimizer(settings, trained, monk
     assert all(seen[name] == pytest.approx(expected[kind]) for name, kind in kinds.items())
 
 
-def test_noise_is_of_its_size_and_only_in_training():
-    model = build(SHAPE)
-    module.add_noise(model, 5.0)
-    tokens = torch.randint(0, 260, (4, 50))
-    plain, noisy = model.tok_embeddings.eval()(tokens), model.tok_embeddings.train()(tokens)
-    size = 5 / (50 * 32) ** 0.5
-    off = (noisy - plain).detach()
-    assert size * 0.99 < off.abs().max() <= size * 1.0001 and float(off.std()) == pytest.approx(size / 3**0.5, rel=0.05)
-    assert torch.equal(model.tok_embeddings.eval()(tokens), plain)
-
-
 def test_replay_is_mixed_in_and_judged_too(settings, shards, report):
     outcome = finetune(settings(replay=(shards,), replay_share=0.3, too_long="drop", max_steps=None, n_epochs=6.0))
     log = read_log(outcome.model.parent / "log.jsonl")
