@@ -65,7 +65,8 @@ class AdaptConfig(RunConfig):
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Of weights and activations in the forward and backward pass; bfloat16 with qlora if not given."""
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
-    """adamw8bit, AdamW with its two averages in 8 bits (arXiv:2110.02861), with qlora if not given."""
+    """adamw8bit, AdamW with its two averages in 8 bits (arXiv:2110.02861), with qlora if not given. muon: for the
+    matrices of the blocks, those of an adapter too; AdamW for the rest."""
 
     @field_validator("target_modules", "trained_modules", mode="before")
     @classmethod
@@ -88,8 +89,6 @@ class AdaptConfig(RunConfig):
         for name in ("lora_alpha", "lora_b_lr_ratio"):
             require(getattr(self, name) > 0, name, getattr(self, name), "wanted more than 0")
         require(self.lora_r >= 1, "lora_r", self.lora_r, "wanted at least 1")
-        if self.is_adapter and self.optimizer == "muon":
-            raise ConfigError("optimizer=muon is for whole matrices; an adapter is trained with adamw or adamw8bit")
         if self.is_adapter and self.tensor_parallel > 1:
             raise ConfigError(
                 f"tensor_parallel={self.tensor_parallel} does not split adapters; leave it out: several processes then "

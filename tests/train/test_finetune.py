@@ -365,6 +365,7 @@ STATES = [
     RANDOM,
     RANDOM | EIGHT_BITS,
     {"method": "full", "optimizer": "adamw8bit"},
+    {"optimizer": "muon", "dora": True},
     {"method": "qlora", "dtype": None, **EIGHT_BITS},
 ]
 
@@ -474,7 +475,6 @@ REFUSED = [
     ({"model": "nobase"}, None, "nobase"),
     ({"model": ""}, None, "which checkpoint?"),
     ({"sequence_length": 97}, None, "sequence_length=97 is beyond the context of"),
-    ({"optimizer": "muon"}, None, "optimizer=muon is for whole matrices"),
     ({"tensor_parallel": 2}, None, "tensor_parallel=2 does not split adapters"),
     ({"weights": (1.0, 2.0)}, None, "2 weights for 1 data sets"),
     ({"method": "full", "lora_r": 16}, None, "lora_r=16: needs an adapter, not method=full"),

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from llama2.model.config import ModelConfig
+from llama2.model.lora import add_adapter
+from llama2.model.lora_config import LoraConfig
 from llama2.model.transformer import build
 from llama2.train.config import TrainConfig
 from llama2.train.guard import N_NEEDED, Guard
@@ -48,6 +50,16 @@ def test_muon_takes_the_matrices_of_the_blocks():
     adam, muon = make_optimizers(dict(model.named_parameters()), TrainConfig(optimizer="muon"))
     assert sum(len(group["params"]) for group in muon.param_groups) == 7
     assert sum(len(group["params"]) for group in adam.param_groups) == len(list(model.parameters())) - 7
+
+
+def test_muon_takes_the_factors_of_an_adapter_but_not_its_lengths():
+    model = build(ModelConfig(16, 1, 4, 20, 24))
+    add_adapter(model, LoraConfig(r=2, dora=True))
+    weights = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    adam, muon = make_optimizers(weights, TrainConfig(optimizer="muon"))
+    by_optimizer = [{id(w) for group in each.param_groups for w in group["params"]} for each in (adam, muon)]
+    for name, weight in weights.items():
+        assert id(weight) in by_optimizer["lora_" in name], name
 
 
 def test_masters_remember_what_bfloat16_forgets():
