@@ -68,7 +68,7 @@ class Learner(ABC, Generic[Config]):
         self.reference = reference
         self.config, self.trainer, self.prompts, self.reward = config, trainer, task.prompts, task.reward
         self.n_answers, self.model, self.world = n_answers, trainer.model, trainer.world
-        self.sampling = Sampling(config.max_new_tokens, config.temperature, max_batch=min(64, config.batch_size))
+        self.sampling = Sampling(config.max_new_tokens, config.temperature)
 
     @abstractmethod
     def prepare(self, answers: Sequence[Sampled]) -> Collected:

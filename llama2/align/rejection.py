@@ -156,7 +156,7 @@ def came_to_their_end(group: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _answers(
     config: RejectConfig, model, prompts: Prompts, judge: Reward, seed: int, numbers: Sequence[int], temperature: float
 ) -> list[Sampled]:
-    sampling = Sampling(config.max_new_tokens, temperature, max_batch=64)
+    sampling = Sampling(config.max_new_tokens, temperature)
     return rewarded(sample(model, prompts, numbers, sampling, n=config.n_samples, seed=seed), prompts, judge)
 
 

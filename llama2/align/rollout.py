@@ -32,8 +32,8 @@ class Sampling:
 
     max_new_tokens: int = 128
     temperature: float = 1.0
-    max_batch: int = 64
-    """Answers written at a time."""
+    max_batch: int = 256
+    """Answers written at a time: of a small model 256 are written at 1.4 times the rate of 64 (docs/log.md)."""
 
 
 @dataclass(frozen=True)
