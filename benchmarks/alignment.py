@@ -148,8 +148,8 @@ class Bench:
         data = (self.train / "talks.jsonl", self.train / "guarded.jsonl", self.demo / "world" / "train" / "tasks.jsonl")
         finetune(
             FinetuneConfig(
-                model=str(base), data=data, weights=(0.7, 0.1, 0.2), method="full", out=run, resume=True,
-                sequence_length=CONTEXT, batch_size=4, max_steps=self.steps(2500), optimizer="muon", learning_rate=5e-3,
+                model=str(base), data=data, weights=(0.77, 0.03, 0.2), method="full", out=run, resume=True,
+                sequence_length=CONTEXT, batch_size=4, max_steps=self.steps(2200), optimizer="muon", learning_rate=5e-3,
                 weight_decay=0.1, min_lr_share=0.03, warmup_steps=0 if self.quick else 20, **TRAINING,
             )
         )  # fmt: skip

@@ -92,7 +92,8 @@ def choose(
     answer = partial(_answers, config, llm.model, prompts, judge, config.seed * 1_000 + number)
     temperature = tuned(config, answer, len(prompts), folder, console)
     groups = sampled(config, prompts, partial(answer, temperature=temperature), folder / "samples.jsonl", console)
-    best = [each for each in map(best_of, groups) if each is not None]
+    chosen = [best_of(group, config.tolerance) for group in groups]
+    best = [each for some in chosen for each in some]
     if not best:
         raise TrainingError(
             f"no answer of round {number} came to its end within max_new_tokens={config.max_new_tokens}, so there is "
@@ -100,7 +101,7 @@ def choose(
         )
     write_lines(folder / "best.jsonl", best)
     write_lines(folder / "contrasts.jsonl", [pair for group in groups for pair in contrasts(group, config.least_gap)])
-    n_left_out = len(groups) - len(best)
+    n_left_out = sum(not some for some in chosen)
     curve = curve_of(np.array([[each["reward"] for each in group] for group in groups]))
     about = {"temperature": temperature, "n_left_out": n_left_out, **curve}
     (folder / "curve.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -127,13 +128,18 @@ def sampled(config: RejectConfig, prompts: Prompts, answer, path: Path, console:
     return [records[at : at + config.n_samples] for at in range(0, len(records), config.n_samples)]
 
 
-def best_of(group: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the answer of the highest reward, of those that came to their end; None if none did, or says anything.
+def best_of(group: Sequence[dict[str, Any]], tolerance: float | None = None) -> list[dict[str, Any]]:
+    """Return the answer of the highest reward, of those that came to their end; nothing if none did, or says anything.
 
-    One that was cut would be learnt as if it had ended there.
+    One that was cut would be learnt as if it had ended there. With a tolerance all different ones whose rewards are at
+    most so much below the highest.
     """
     whole = came_to_their_end(group)
-    return max(whole, key=lambda each: each["reward"]) if whole else None
+    best = sorted(whole, key=lambda each: -each["reward"])[:1]
+    if tolerance is None or not best:
+        return best
+    good = [each for each in whole if each["reward"] >= best[0]["reward"] - tolerance]
+    return list({each["completion"]: each for each in good}.values())
 
 
 def contrasts(group: Sequence[dict[str, Any]], least_gap: float) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ class RejectConfig(AdaptConfig):
 
     KEPT: ClassVar[tuple[str, ...]] = (
         *AdaptConfig.KEPT, "prompts", "reward", "safety_reward", "n_samples", "n_prompts", "temperatures", "n_tuning",
-        "max_new_tokens", "keep_earlier", "replay", "replay_share", "pairs", "pairs_judge", "pairs_learning_rate",
+        "max_new_tokens", "tolerance", "keep_earlier", "replay", "replay_share", "pairs", "pairs_judge", "pairs_learning_rate",
     )  # fmt: skip
 
     prompts: tuple[Path, ...] = ()
@@ -40,6 +40,9 @@ class RejectConfig(AdaptConfig):
     """Prompts on which temperatures are compared."""
     max_new_tokens: int = 128
     """Longest answer."""
+    tolerance: float | None = None
+    """Learn all different answers whose rewards are at most so much below the best one's to the same prompt; by default
+    the best alone."""
     least_gap: float = 0.0
     """By how much rewards must differ for two answers to a prompt to be a pair of contrasts.jsonl."""
     keep_earlier: bool = True
@@ -79,7 +82,8 @@ class RejectConfig(AdaptConfig):
         require(bool(self.reward), "reward", repr(self.reward), "a reward model's folder, MODULE:FUNCTION, or grade")
         for name in ("n_rounds", "n_prompts", "n_samples", "n_tuning", "max_new_tokens"):
             at_least(1, self, name)
-        at_least(0, self, "least_gap")
+        for name in ("tolerance", "least_gap"):
+            at_least(0, self, name)
         if not self.temperatures:
             raise ConfigError("temperatures is empty; name at least one")
         for temperature in self.temperatures:

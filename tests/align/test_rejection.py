@@ -52,7 +52,7 @@ def test_the_best_of_each_prompt_is_learnt(settings):
     assert [each["reward"] for each in samples] == letters([], [each["completion"] for each in samples])
     groups = [samples[at : at + 4] for at in range(0, 48, 4)]
     assert all(len({json.dumps(each["prompt"]) for each in group}) == 1 for group in groups)
-    assert best == [each for each in map(best_of, groups) if each] and len(best) > 6
+    assert best == [each for group in groups for each in best_of(group)] and len(best) > 6
     pairs = lines(config.out / "round-1/contrasts.jsonl")
     assert pairs == [pair for group in groups for pair in contrasts(group, 0.0)] and len(pairs) > 3
     curve = json.loads((config.out / "round-1/curve.json").read_text())
@@ -68,8 +68,16 @@ def an_answer(text, reward, *, is_cut=False):
 
 def test_an_answer_that_was_cut_is_not_learnt_as_if_it_had_ended():
     short, long, empty = an_answer("a", 1.0), an_answer("aaaa", 4.0, is_cut=True), an_answer("", 9.0)
-    assert best_of([short, long, empty]) == short
-    assert best_of([long, empty]) is None
+    assert best_of([short, long, empty]) == [short]
+    assert best_of([long, empty]) == []
+
+
+def test_with_a_tolerance_every_different_good_answer_is_learnt():
+    group = [an_answer(*each) for each in [("a", 0.5), ("b", 1.0), ("c", 0.9), ("b", 1.0), ("d", 0.95)]]
+    assert [each["completion"] for each in best_of(group)] == ["b"]
+    assert [each["completion"] for each in best_of(group, 0.0)] == ["b"]
+    assert [each["completion"] for each in best_of(group, 0.06)] == ["b", "d"]
+    assert best_of([], 1.0) == []
 
 
 def test_the_best_are_paired_with_the_worst():

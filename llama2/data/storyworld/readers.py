@@ -2,13 +2,12 @@
 
     exercise      a question, a story, the answer, and then more questions with their answers
     quick ones    a question, the beginning of a story and who comes then, and the answer, a few times
-    phrase book   titles, summaries and sentences in one language, and below each the same in another
-    vocabulary    names, things and places in one language, and below each the same in another
+    phrase book   titles, summaries and sentences in one language, and below each the same in the others
+    vocabulary    names, things and places in one language, and below each the same in the others
 
 The first line says which it is, so that a text that begins as a story is nothing but a story. No two phrases of a book
 are about the same people and things: in a story told twice nearly everything can be known from what came before in the
-same language, and nobody learns to translate from it. Nor does a page have a third language, which could be read from
-whichever of the other two is the easier: then adjectives were never learnt from English to Chinese (docs/log.md).
+same language, and nobody learns to translate from it.
 """
 
 import itertools
@@ -21,8 +20,8 @@ from llama2.data.storyworld.tasks import outcome
 from llama2.data.storyworld.turns import questions_about
 from llama2.data.storyworld.words import LANGUAGES, Language, table
 
-PAIRS = tuple(itertools.permutations(LANGUAGES, 2))
-"""The languages of a phrase book, what is translated first."""
+ORDERS = tuple(itertools.permutations(LANGUAGES))
+"""In which the languages of a phrase book stand; each follows each other in two of them."""
 QUICK = ("kind", "place", "friend_kind", "thing", "title", "friend_kind", "kind", "quality", "hero", "owner")
 """What three sentences answer; whose kind is whose is the hardest to learn, and asked more often."""
 ITEM = "\n- "
@@ -30,19 +29,19 @@ ITEM = "\n- "
 
 What a phrase book puts into other languages has none, as what is to be translated in a task has none."""
 N_QUICK = 5
-N_PHRASES = 10
-N_WORDS = 24
+N_PHRASES = 7
+N_WORDS = 16
 
 
 def page(story: Story, index: int) -> str:
-    """Return the page of a story; kinds, languages and their pairs take turns."""
+    """Return the page of a story; kinds, languages and their orders take turns."""
     turn = index // 2
     if index % 2:
         which, is_quick = divmod(turn // len(LANGUAGES), 2)
         asked = quick_exercises if is_quick else exercise
         return asked(story, LANGUAGES[turn % len(LANGUAGES)], which)
-    written = vocabulary if turn // len(PAIRS) % 2 else phrase_book
-    return written(story, PAIRS[turn % len(PAIRS)])
+    written = vocabulary if turn // len(ORDERS) % 2 else phrase_book
+    return written(story, ORDERS[turn % len(ORDERS)])
 
 
 def exercise(story: Story, language: Language, which: int) -> str:
@@ -76,20 +75,20 @@ def arrival(story: Story, language: Language) -> str:
     return story.sentences(language)[[beat for beat, _ in story.beats].index("arrive")]
 
 
-def phrase_book(story: Story, pair: Sequence[Language]) -> str:
-    """Return phrases of a story, each as if it were told of others, in one language and then the other."""
-    n_all = len(phrases(story, pair[0]))
+def phrase_book(story: Story, order: Sequence[Language]) -> str:
+    """Return phrases of a story, each as if it were told of others, in one language after the other."""
+    n_all = len(phrases(story, order[0]))
     shuffled = random.Random(f"phrases/{story}").sample(range(n_all), n_all)
     chosen = itertools.islice(itertools.cycle(shuffled), N_PHRASES)
     told = zip(chosen, retold(story), strict=False)
-    return _page(pair, ([phrases(each, language)[n] for language in pair] for n, each in told))
+    return _page(order, ([phrases(each, language)[n] for language in order] for n, each in told))
 
 
-def vocabulary(story: Story, pair: Sequence[Language]) -> str:
-    """Return words in one language and then the other, about as many of each kind."""
+def vocabulary(story: Story, order: Sequence[Language]) -> str:
+    """Return words in one language after the other, about as many of each kind."""
     entries = itertools.cycle([*table("tasks")["readers"]["words"], table("sentences")["title"]])
     told = itertools.islice(zip(entries, retold(story), strict=False), N_WORDS)
-    return _page(pair, ([entry[each].format_map(cast(other.facts, each)) for each in pair] for entry, other in told))
+    return _page(order, ([entry[each].format_map(cast(other.facts, each)) for each in order] for entry, other in told))
 
 
 def retold(story: Story) -> Iterator[Story]:
@@ -101,7 +100,7 @@ def retold(story: Story) -> Iterator[Story]:
             yield replace(story, facts=facts)
 
 
-def _page(pair: Sequence[Language], entries: Iterator[list[str]]) -> str:
+def _page(order: Sequence[Language], phrases_in_all: Iterator[list[str]]) -> str:
     names = table("tasks")["readers"]["languages"]
-    head = " - ".join(names[language] for language in pair)
-    return "\n".join([head, *(ITEM.join(entry) for entry in entries)])
+    head = " - ".join(names[language] for language in order)
+    return "\n".join([head, *(ITEM.join(entry) for entry in phrases_in_all)])

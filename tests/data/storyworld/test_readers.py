@@ -5,7 +5,7 @@ import pytest
 from llama2.data.storyworld.readers import (
     ITEM,
     N_PHRASES,
-    PAIRS,
+    ORDERS,
     QUICK,
     arrival,
     exercise,
@@ -62,28 +62,28 @@ def test_a_page_tells_of_others_and_of_nobody_held_out():
 
 
 def lines_of(page: str) -> list[str]:
-    """The lines of a phrase book or vocabulary; every other one begins with a dash."""
+    """The lines of a phrase book or vocabulary; of each three the second and the third begin with a dash."""
     rest = page.split("\n")[1:]
-    assert [line.startswith(ITEM[1:]) for line in rest] == [False, True] * (len(rest) // 2)
+    assert [line.startswith(ITEM[1:]) for line in rest] == [False, True, True] * (len(rest) // 3)
     return [line.removeprefix(ITEM[1:]) for line in rest]
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-def test_a_phrase_book_says_the_same_twice(pair):
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_phrase_book_says_the_same_three_times(order):
     for each in STORIES[:20]:
-        lines = lines_of(phrase_book(each, pair))
-        assert len(lines) == 2 * N_PHRASES
+        lines = lines_of(phrase_book(each, order))
+        assert len(lines) == 3 * N_PHRASES
         for n, told in zip(range(N_PHRASES), retold(each), strict=False):
-            said = list(zip(*(phrases(told, language) for language in pair), strict=True))
-            assert tuple(lines[2 * n : 2 * n + 2]) in said
-        backwards = lines_of(vocabulary(each, pair[::-1]))
-        assert lines_of(vocabulary(each, pair))[::2] == backwards[1::2]
+            said = list(zip(*(phrases(told, language) for language in order), strict=True))
+            assert tuple(lines[3 * n : 3 * n + 3]) in said
+        backwards = lines_of(vocabulary(each, order[::-1]))
+        assert lines_of(vocabulary(each, order))[::3] == backwards[2::3]
 
 
 def test_a_phrase_book_has_titles_summaries_and_sentences():
     places = set()
     for each in STORIES:
-        first, *_ = lines_of(phrase_book(each, PAIRS[0]))
+        first, *_ = lines_of(phrase_book(each, LANGUAGES))
         places.add(min(2, phrases(next(retold(each)), "en").index(first)))
     assert places == {0, 1, 2}
 
@@ -98,7 +98,7 @@ def test_no_page_begins_as_a_story():
 def test_kinds_and_pairs_take_turns():
     pages = [page(each, index) for index, each in enumerate(stories(0, 144))]
     firsts = [text.split("\n")[0] for text in pages]
-    assert {firsts[::2].count(first) for first in set(firsts[::2])} == {72 // len(PAIRS)}
+    assert {firsts[::2].count(first) for first in set(firsts[::2])} == {72 // len(ORDERS)}
     assert {firsts[1::2].count(first) for first in set(firsts[1::2])} == {72 // len(LANGUAGES)}
     assert sum(text.count("\n") == 48 for text in pages[::2]) == 36  # half are vocabularies
     asked = {text.split(ITEM)[1] for text in pages[1::6]}
