@@ -143,12 +143,17 @@ class Bench:
         self.seconds[name] = json.loads(clock.read_text())["seconds"]
         return run / "model"
 
+    @property
+    def conversations(self) -> tuple[Path, ...]:
+        """What the chat model learns from: few of the examples tell it to refuse, and those under a preprompt only."""
+        tasks = self.demo / "world" / "train" / "tasks.jsonl"
+        return (self.train / "talks.jsonl", self.train / "guarded.jsonl", tasks)
+
     def converse(self, run: Path) -> None:
         base = wider(self.demo / "run" / "model", self.out)
-        data = (self.train / "talks.jsonl", self.train / "guarded.jsonl", self.demo / "world" / "train" / "tasks.jsonl")
         finetune(
             FinetuneConfig(
-                model=str(base), data=data, weights=(0.77, 0.03, 0.2), method="full", out=run, resume=True,
+                model=str(base), data=self.conversations, weights=(0.77, 0.03, 0.2), method="full", out=run, resume=True,
                 sequence_length=CONTEXT, batch_size=4, max_steps=self.steps(2200), optimizer="muon", learning_rate=5e-3,
                 weight_decay=0.1, min_lr_share=0.03, warmup_steps=0 if self.quick else 20, **TRAINING,
             )
@@ -209,8 +214,8 @@ class Bench:
                 RejectConfig(
                     model=str(self.sft), prompts=(self.train / "questions.jsonl",), reward=GRADE, out=run, resume=True,
                     n_rounds=1 if self.quick else 3, n_samples=8, n_prompts=20 if self.quick else 800, least_gap=0.2,
-                    temperatures=(1.0,), max_new_tokens=150, learning_rate=1.5e-3, batch_size=8, n_epochs=2.0,
-                    **ALL_WEIGHTS, **TRAINING,
+                    temperatures=(1.0,), max_new_tokens=150, tolerance=0.02, learning_rate=1e-3, batch_size=8,
+                    n_epochs=2.0, replay=self.conversations, replay_share=0.5, **ALL_WEIGHTS, **TRAINING,
                 )
             )  # fmt: skip
 
