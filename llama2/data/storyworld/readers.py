@@ -27,8 +27,7 @@ QUICK = ("kind", "place", "friend_kind", "thing", "title", "friend_kind", "kind"
 ITEM = "\n- "
 """Before a line, so that its first word is spelled as words are within a text, and as in an answer.
 
-What a phrase book puts into other languages has one every other time: in a task it has none, and a name is then spelled
-in other pieces; but where it never had one, adjectives were not learnt from English (docs/log.md)."""
+What a phrase book puts into other languages has none, as what is to be translated in a task has none."""
 N_QUICK = 5
 N_PHRASES = 7
 N_WORDS = 16
@@ -104,5 +103,4 @@ def retold(story: Story) -> Iterator[Story]:
 def _page(order: Sequence[Language], phrases_in_all: Iterator[list[str]]) -> str:
     names = table("tasks")["readers"]["languages"]
     head = " - ".join(names[language] for language in order)
-    entries = (ITEM.join(["", *entry] if n % 2 else entry).removeprefix("\n") for n, entry in enumerate(phrases_in_all))
-    return "\n".join([head, *entries])
+    return "\n".join([head, *(ITEM.join(entry) for entry in phrases_in_all)])
