@@ -136,7 +136,7 @@ class Bench:
         if not clock.exists():
             company, began = Company(), time.perf_counter()
             make(run)
-            if not (run / "model").exists():
+            if not any(run.glob("**/model")):
                 raise SystemExit(f"{name} was stopped; the same command goes on with it")
             found = {"seconds": round(time.perf_counter() - began, 1), "others": company.share()}
             clock.write_text(json.dumps(found))
@@ -145,7 +145,7 @@ class Bench:
 
     @property
     def conversations(self) -> tuple[Path, ...]:
-        """What the chat model learns from: few of the examples tell it to refuse, and those under a preprompt only."""
+        """What the chat model learns from; of refusals only those under a preprompt."""
         tasks = self.demo / "world" / "train" / "tasks.jsonl"
         return (self.train / "talks.jsonl", self.train / "guarded.jsonl", tasks)
 
@@ -153,8 +153,8 @@ class Bench:
         base = wider(self.demo / "run" / "model", self.out)
         finetune(
             FinetuneConfig(
-                model=str(base), data=self.conversations, weights=(0.77, 0.03, 0.2), method="full", out=run, resume=True,
-                sequence_length=CONTEXT, batch_size=4, max_steps=self.steps(2200), optimizer="muon", learning_rate=5e-3,
+                model=str(base), data=self.conversations, weights=(0.7, 0.1, 0.2), method="full", out=run, resume=True,
+                sequence_length=CONTEXT, batch_size=4, max_steps=self.steps(2500), optimizer="muon", learning_rate=5e-3,
                 weight_decay=0.1, min_lr_share=0.03, warmup_steps=0 if self.quick else 20, **TRAINING,
             )
         )  # fmt: skip
@@ -256,8 +256,8 @@ class Bench:
                     model=str(self.sft), dialogues=(self.train / "talks.jsonl",),
                     instructions=self.train / "instructions.jsonl", eval_dialogues=self.held_out / "long.jsonl",
                     eval_instructions=self.held_out / "instructions.jsonl", out=run, resume=True, n_dialogues=n,
-                    n_eval=4 if self.quick else 100, max_new_tokens=150, method="lora", learning_rate=5e-3,
-                    batch_size=8, n_epochs=4.0, replay=(self.train / "talks.jsonl",), replay_share=0.2,
+                    n_eval=4 if self.quick else 100, max_new_tokens=150, method="lora", optimizer="muon",
+                    learning_rate=3e-3, batch_size=8, n_epochs=4.0, replay=(self.train / "talks.jsonl",), replay_share=0.2,
                     dtype="bfloat16", device="cpu",
                 )
             )  # fmt: skip

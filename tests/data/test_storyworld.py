@@ -8,7 +8,7 @@ import pytest
 from llama2.data.storyworld.files import write_world
 from llama2.data.storyworld.grade import grade
 from llama2.data.storyworld.stories import Story, cast, phrases, split_of, stories, story
-from llama2.data.storyworld.tasks import SHARES, TASKS, a_task, questions, tasks
+from llama2.data.storyworld.tasks import FROM_ENGLISH, SHARES, TASKS, a_task, questions, tasks
 from llama2.data.storyworld.words import LANGUAGES, table
 from llama2.errors import Llama2Error
 
@@ -135,9 +135,13 @@ def test_tasks_are_of_every_kind_and_translations_are_the_parallel_phrases():
     assert {*places} >= {0, 1, 2, 3, 4, 5}
     assert sum(at > 1 for at in places) >= 20  # neither titles nor summaries
     each = story(0, 1)
-    kinds = [a_task(each, "es", seed=seed).task for seed in range(500)]
-    expected = [500 * share / sum(SHARES) for share in SHARES]
-    assert all(kinds.count(kind) > 0.6 * n for kind, n in zip(TASKS, expected, strict=True))
+    drawn = [a_task(each, "es", seed=seed) for seed in range(2_000)]
+    kinds = [task.task for task in drawn]
+    expected = [2_000 * share / sum(SHARES) for share in SHARES]
+    assert all(0.7 * n < kinds.count(kind) < 1.3 * n for kind, n in zip(TASKS, expected, strict=True))
+    from_english = [task for task in drawn if task.language == "en"]
+    assert {task.instruction for task in from_english} == {"Translate into Spanish."}
+    assert len(from_english) == pytest.approx(FROM_ENGLISH * kinds.count("translate"), rel=0.1)
 
 
 def test_what_is_translated_says_whom_it_is_about_in_every_language():

@@ -12,9 +12,12 @@ from llama2.data.storyworld.stories import Story, cast, phrases
 from llama2.data.storyworld.words import LANGUAGES, Language, table
 
 TASKS = ("title", "summarise", "answer", "sentiment", "translate")
-SHARES = (1, 1, 4, 2, 6)
+SHARES = (1, 1, 4, 2, 12)
 """How often each task comes: there are seven questions to one title, six pairs of languages, and answers and moods are
 a word or two, of which there is little to learn at a time."""
+FROM_ENGLISH = 0.5
+"""How often a story of another language is the occasion of a translation from English: that is learnt last of all
+(docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,10 @@ def questions(story: Story, language: Language) -> Iterator[tuple[str, str]]:
 
 
 def a_task(story: Story, language: Language, *, seed: int) -> Task:
-    """Return one task, of the kinds as often as `SHARES` says."""
-    rng = random.Random(f"task/{seed}")
+    """Return one task, of the kinds as often as `SHARES` says; some translations into a language for those out of it."""
+    rng = random.Random(f"task/{seed}/{language}")
     kind = rng.choices(TASKS, SHARES)[0]
+    if kind == "translate" and language != "en" and rng.random() < FROM_ENGLISH:
+        said = table("tasks")["instructions"]["translate"]["en"][language]
+        return next(task for task in tasks(story, "en") if task.instruction == said)
     return rng.choice([task for task in tasks(story, language) if task.task == kind])
