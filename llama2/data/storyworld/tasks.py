@@ -15,8 +15,8 @@ TASKS = ("title", "summarise", "answer", "sentiment", "translate")
 SHARES = (1, 1, 4, 2, 12)
 """How often each task comes: there are seven questions to one title, six pairs of languages, and answers and moods are
 a word or two, of which there is little to learn at a time."""
-FROM_ENGLISH = 0.5
-"""How often a story of another language is the occasion of a translation from English: that is learnt last of all
+FROM_ENGLISH: dict[Language, float] = {"en": 0.0, "es": 0.25, "zh": 0.75}
+"""How often a translation of a story is one from English into its language: to Chinese is learnt last of all
 (docs/log.md)."""
 
 
@@ -74,7 +74,7 @@ def a_task(story: Story, language: Language, *, seed: int) -> Task:
     """Return one task, of the kinds as often as `SHARES` says; some translations into a language for those out of it."""
     rng = random.Random(f"task/{seed}/{language}")
     kind = rng.choices(TASKS, SHARES)[0]
-    if kind == "translate" and language != "en" and rng.random() < FROM_ENGLISH:
+    if kind == "translate" and rng.random() < FROM_ENGLISH[language]:
         said = table("tasks")["instructions"]["translate"]["en"][language]
         return next(task for task in tasks(story, "en") if task.instruction == said)
     return rng.choice([task for task in tasks(story, language) if task.task == kind])
