@@ -40,6 +40,7 @@ COMMANDS = (
     "tasks sst2",
     "tasks multi30k",
     "tasks csl",
+    "harmless",
 )
 
 
