@@ -31,7 +31,7 @@ from llama2.train.finetune import finetune
 from llama2.train.finetune_config import FinetuneConfig
 
 MEASURES = {"answer": "exact", "title": "exact", "sentiment": "accuracy", "translate": "chrF", "summarise": "ROUGE-L"}
-N_STEPS = 1450
+N_STEPS = 1350
 OF_REPLAY = ("replay", "replay_share", "replay_eval")
 VARIANTS = {
     "lora": {},

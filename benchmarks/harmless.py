@@ -42,7 +42,9 @@ from llama2.train.finetune_config import FinetuneConfig
 CONTEXT = 1024
 DIM = 128
 PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)
-TRAINING: dict[str, Any] = dict(dtype="bfloat16", device="cpu", too_long="drop", optimizer="muon", sequence_length=CONTEXT)
+TRAINING: dict[str, Any] = dict(
+    dtype="bfloat16", device="cpu", too_long="drop", optimizer="muon", sequence_length=CONTEXT
+)
 
 
 def reward_model(folder: Path, train: Sequence[Pair]):

@@ -40,7 +40,7 @@ FULL = Size(
         save_every=900, eval_tokens=30_000,
     ),
     finetuning=dict(
-        weights=(0.95, 0.05), replay_share=0.12, too_long="drop", lora_r=8, optimizer="muon", learning_rate=5e-3,
+        weights=(0.95, 0.05), replay_share=0.15, too_long="drop", lora_r=8, optimizer="muon", learning_rate=5e-3,
         min_lr_share=0.02, sequence_length=400, batch_size=10, max_steps=1000, warmup_steps=20, dtype="bfloat16",
         eval_every=250, save_every=250, eval_tokens=20_000,
     ),
