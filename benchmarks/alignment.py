@@ -257,8 +257,8 @@ class Bench:
                     instructions=self.train / "instructions.jsonl", eval_dialogues=self.held_out / "long.jsonl",
                     eval_instructions=self.held_out / "instructions.jsonl", out=run, resume=True, n_dialogues=n,
                     n_eval=4 if self.quick else 100, max_new_tokens=150, method="lora", optimizer="muon",
-                    learning_rate=3e-3, batch_size=8, n_epochs=4.0, replay=(self.train / "talks.jsonl",), replay_share=0.2,
-                    dtype="bfloat16", device="cpu",
+                    learning_rate=3e-3, batch_size=8, n_epochs=4.0, replay=(self.train / "talks.jsonl",),
+                    replay_share=0.2, dtype="bfloat16", device="cpu",
                 )
             )  # fmt: skip
 

@@ -15,7 +15,8 @@ class RejectConfig(AdaptConfig):
 
     KEPT: ClassVar[tuple[str, ...]] = (
         *AdaptConfig.KEPT, "prompts", "reward", "safety_reward", "n_samples", "n_prompts", "temperatures", "n_tuning",
-        "max_new_tokens", "tolerance", "keep_earlier", "replay", "replay_share", "pairs", "pairs_judge", "pairs_learning_rate",
+        "max_new_tokens", "tolerance", "keep_earlier", "replay", "replay_share", "pairs", "pairs_judge",
+        "pairs_learning_rate",
     )  # fmt: skip
 
     prompts: tuple[Path, ...] = ()

@@ -71,7 +71,7 @@ def questions(story: Story, language: Language) -> Iterator[tuple[str, str]]:
 
 
 def a_task(story: Story, language: Language, *, seed: int) -> Task:
-    """Return one task, of the kinds as often as `SHARES` says; some translations into a language for those out of it."""
+    """Return one task, of the kinds as often as `SHARES` says; of translations some are from English."""
     rng = random.Random(f"task/{seed}/{language}")
     kind = rng.choices(TASKS, SHARES)[0]
     if kind == "translate" and rng.random() < FROM_ENGLISH[language]:
