@@ -238,7 +238,9 @@ def test_a_fresh_adapter_changes_nothing(settings):
 
 
 def test_the_best_is_kept_where_it_stops_early(settings):
-    outcome = finetune(settings(max_steps=40, eval_every=2, early_stop=2, learning_rate=0.1, keep_last=9))
+    outcome = finetune(
+        settings(max_steps=40, eval_every=2, early_stop=2, learning_rate=0.5, lr_scheduler="constant", keep_last=9)
+    )
     out = outcome.model.parent
     losses = {line["step"]: line["loss"] for line in read_log(out / "log.jsonl") if line["kind"] == "evaluation"}
     del losses[0]  # before training there is no adapter to keep
