@@ -19,19 +19,23 @@ from llama2.align.lessons import model_of, read_records
 from llama2.align.rollout import Prompts, Sampled, Sampling, rewarded, sample
 from llama2.align.safety_config import SafetyConfig
 from llama2.align.safety_prompts import reward_of, tag_of
+from llama2.align.scoring import shared
 from llama2.chat import Conversation, Message
 from llama2.data.dialogues.prompts import AskedPrompt
 from llama2.errors import DataError
+from llama2.parallel.mesh import World
 
 Templates = Mapping[tuple[str, str], str]
 """(category, language) -> preprompt; an empty name stands for any."""
 
 
-def distil(config: SafetyConfig, asked: Sequence[AskedPrompt], console: Console) -> list[dict[str, Any]]:
+def distil(
+    config: SafetyConfig, asked: Sequence[AskedPrompt], console: Console, world: World = World()
+) -> list[dict[str, Any]]:
     """Return a line for each unsafe prompt: both answers, both rewards, and whether the distilled one is kept."""
     preprompts = read_templates(config.templates)
     guarded = [with_preprompt(each.messages, preprompt_of(config, preprompts, each)) for each in asked]
-    llm = model_of(config, config.model)
+    llm = model_of(config, config.model, world)
     room: dict[str, Any] = dict(
         context_length=llm.config.context_length, max_new_tokens=config.max_new_tokens, chat_format=config.chat_format
     )
@@ -45,12 +49,14 @@ def distil(config: SafetyConfig, asked: Sequence[AskedPrompt], console: Console)
             some.append(each)
             wanted = next(fitting, None)
     bare = Prompts([each.messages for each in some], llm.tokenizer, **room)
-    judge = reward_of("safety_reward", config.safety_reward, some, llm.tokenizer)
-    sampling = Sampling(config.max_new_tokens, config.temperature)
-    original, distilled = (
-        rewarded(sample(llm.model, prompts, range(len(some)), sampling, seed=2 * config.seed + which), bare, judge)
-        for which, prompts in enumerate((bare, under))
-    )
+    judge = shared(reward_of("safety_reward", config.safety_reward, some, llm.tokenizer), world)
+    sampling, sides = Sampling(config.max_new_tokens, config.temperature), []
+    for which, prompts in enumerate((bare, under)):
+        seed = 2 * config.seed + which
+        sides.append(
+            rewarded(sample(llm.model, prompts, range(len(some)), sampling, seed=seed, world=world), bare, judge)
+        )
+    original, distilled = sides
     return [_line(*each) for each in zip(some, original, distilled, strict=True)]
 
 

@@ -27,28 +27,30 @@ from rich.console import Console
 from llama2.align.ghost_config import GhostConfig
 from llama2.align.ghost_recall import write_recall
 from llama2.align.instructed import Check, Instructed, check_of, instructed, read_dialogues, read_instructions
-from llama2.align.lessons import claim, model_of, taught, write_lines
+from llama2.align.lessons import by_first, claim, is_there, model_of, taught, together, write_lines
 from llama2.align.rollout import Sampling
 from llama2.align.talk import Talk, carry_on, until
 from llama2.errors import DataError
+from llama2.parallel.mesh import World
 
 
 def ghost(config: GhostConfig) -> Path:
     """Write the examples, learn them, judge before and after; return the new model's folder. Raises Llama2Error."""
     config.check()
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    learnt, judged, check = read_all(config, console)
-    out = claim(config, "ghost")
-    data = out / "data.jsonl"
-    if not data.exists():
-        write_lines(data, examples(config, learnt, check, console))
-    model = taught(config, [data], out / "run", replay=config.replay, replay_share=config.replay_share)
-    if judged and check is not None:
-        write_recall(config, {"before": config.model, "after": model}, judged, check, out, console)
-    elif check is None:
-        console.print("recall is not judged: say with --judge MODULE:FUNCTION what obeys")
-    console.print(f"wrote {model}")
-    return model
+    with together(config) as (world, console):
+        learnt, judged, check = read_all(config, console)
+        out = claim(config, world)
+        data = out / "data.jsonl"
+        if not is_there(data, world):
+            found = examples(config, learnt, check, console, world)
+            by_first(world, lambda: write_lines(data, found))
+        model = taught(config, [data], out / "run", world, replay=config.replay, replay_share=config.replay_share)
+        if judged and check is not None:
+            write_recall(config, {"before": config.model, "after": model}, judged, check, out, world, console)
+        elif check is None:
+            console.print("recall is not judged: say with --judge MODULE:FUNCTION what obeys")
+        console.print(f"wrote {model}")
+        return model
 
 
 def read_all(config: GhostConfig, console: Console) -> tuple[list[Instructed], list[Instructed], Check | None]:
@@ -81,7 +83,11 @@ class Example:
 
 
 def examples(
-    config: GhostConfig, dialogues: Sequence[Instructed], check: Check | None, console: Console
+    config: GhostConfig,
+    dialogues: Sequence[Instructed],
+    check: Check | None,
+    console: Console,
+    world: World = World(),
 ) -> list[dict[str, Any]]:
     """Sample the answers under the instruction in every question; return what is to be learnt, and say what is not."""
     turns = [turns_of(config, each, number) for number, each in enumerate(dialogues)]
@@ -89,18 +95,19 @@ def examples(
         Talk(each.in_every[: max(some)], each.system) for each, some in zip(dialogues, turns, strict=True)
     ]  # what comes after the last that is learnt need not be sampled
     sampling = Sampling(config.max_new_tokens, config.temperature)
-    carry_on(model_of(config, config.model), talks, sampling, seed=config.seed, chat_format=config.chat_format)
+    llm = model_of(config, config.model, world)
+    carry_on(llm, talks, sampling, seed=config.seed, chat_format=config.chat_format, world=world)
+    ends = [(talk, each, turn) for talk, each, some in zip(talks, dialogues, turns, strict=True) for turn in some]
+    records = world.gather([example(*ends[i], check) for i in world.share(len(ends))])
     found, why = [], Counter()
-    for talk, each, some in zip(talks, dialogues, turns, strict=True):
-        for turn in some:
-            record = example(talk, each, turn, check)
-            reason = unfit(talk, turn)
-            if not reason and config.keep == "obedient" and not record["obeys"]:
-                reason = "does not obey"
-            if reason:
-                why[reason] += 1
-            else:
-                found.append(record)
+    for (talk, _, turn), record in zip(ends, records, strict=True):
+        reason = unfit(talk, turn)
+        if not reason and config.keep == "obedient" and not record["obeys"]:
+            reason = "does not obey"
+        if reason:
+            why[reason] += 1
+        else:
+            found.append(record)
     n_obedient = sum(bool(each["obeys"]) for each in found)
     obedient = f", {n_obedient:,} of them obedient" if check is not None else ""
     left_out = "".join(f", {n:,} left out (the answer {reason})" for reason, n in why.most_common())

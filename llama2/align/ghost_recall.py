@@ -13,10 +13,11 @@ from rich.table import Table
 
 from llama2.align.ghost_config import GhostConfig
 from llama2.align.instructed import Check, Instructed
-from llama2.align.lessons import model_of
+from llama2.align.lessons import by_first, is_there, model_of
 from llama2.align.rollout import Sampling
 from llama2.align.talk import Talk, carry_on
 from llama2.data.interval import wilson
+from llama2.parallel.mesh import World
 from llama2.train.report import render_plot
 
 COLOURS = {"before": "#d9812f", "after": "#4a8fd4"}
@@ -28,25 +29,27 @@ def write_recall(
     dialogues: Sequence[Instructed],
     check: Check,
     out: Path,
+    world: World,
     console: Console,
 ) -> None:
     """Write recall.json and recall.png of some models, unless they are there, and print the table."""
     path = out / "recall.json"
-    if not path.exists():
-        found = {name: recall(config, model, dialogues, check) for name, model in models.items()}
-        path.write_text(json.dumps(found, indent=1) + "\n")
+    if not is_there(path, world):
+        found = {name: recall(config, model, dialogues, check, world) for name, model in models.items()}
+        by_first(world, lambda: path.write_text(json.dumps(found, indent=1) + "\n"))
     found = json.loads(path.read_text())
-    (out / "recall.png").write_bytes(draw_recall(found))
+    by_first(world, lambda: (out / "recall.png").write_bytes(draw_recall(found)))
     tell(config, found, console)
 
 
 def recall(
-    config: GhostConfig, model: str | Path, dialogues: Sequence[Instructed], check: Check
+    config: GhostConfig, model: str | Path, dialogues: Sequence[Instructed], check: Check, world: World = World()
 ) -> list[dict[str, Any]]:
     """Return for each turn how many dialogues reach it, and how many of its answers obey."""
     talks = [Talk(each.in_first[: max(config.recall_turns)], each.system) for each in dialogues]
     sampling = Sampling(config.max_new_tokens, temperature=0.0)
-    carry_on(model_of(config, model), talks, sampling, seed=config.seed, chat_format=config.chat_format)
+    llm = model_of(config, model, world)
+    carry_on(llm, talks, sampling, seed=config.seed, chat_format=config.chat_format, world=world)
     found = []
     for turn in range(1, max(talk.n_turns for talk in talks) + 1):
         answers = [
@@ -54,9 +57,10 @@ def recall(
             for each, talk in zip(dialogues, talks, strict=True)
             if len(talk.answers) >= turn
         ]
+        obeyed = world.gather([check(*answers[i]) for i in world.share(len(answers))])
         n_asked = sum(talk.n_turns >= turn for talk in talks)
         counts = {"turn": turn, "n": len(answers), "n_left_out": n_asked - len(answers)}
-        found.append(counts | shares(sum(check(*each) for each in answers), len(answers)))
+        found.append(counts | shares(sum(obeyed), len(answers)))
     return found
 
 

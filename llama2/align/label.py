@@ -6,26 +6,27 @@ seen (arXiv:2307.09288 sec. 3.2.2). Two answers to each prompt are compared; the
 their numbers, in fractions of the spread of all differences.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from llama2.align.lessons import model_of
+from llama2.align.lessons import by_first, is_there, model_of, write_lines
 from llama2.align.rejection_config import RejectConfig
 from llama2.align.reward import train_reward
 from llama2.align.reward_config import RewardConfig
 from llama2.align.rollout import Prompts, Sampled, Sampling, rewarded, sample
+from llama2.align.scoring import shared
 from llama2.align.task import reward_of
 from llama2.checkpoint import store
 from llama2.data.dialogues.prompts import AskedPrompt
 from llama2.data.preferences.pair import RATINGS
 from llama2.data.preferences.read import read_pairs
 from llama2.errors import TrainingError
-from llama2.files.staging import staged_file
+from llama2.parallel.mesh import World
 
 TEMPERATURES = (0.8, 1.2)
 """Of the two answers: the paper compares answers of different variants at different temperatures."""
@@ -34,18 +35,25 @@ QUANTILES = (0.25, 0.5, 0.75)
 
 
 def retrained(
-    config: RejectConfig, asked: Sequence[AskedPrompt], model: str, reward: str, folder: Path, console: Console
+    config: RejectConfig,
+    asked: Sequence[AskedPrompt],
+    model: str,
+    reward: str,
+    folder: Path,
+    world: World,
+    console: Console,
 ) -> str:
     """Label pairs of the current model's answers, and train the reward model on with them; return its folder."""
     pairs = folder / "pairs.jsonl"
     assert config.pairs_judge is not None
-    if not pairs.exists():
+    if not is_there(pairs, world):
         number = int(folder.name.removeprefix("round-"))
         some = drawn(asked, config.n_prompts, seed=config.seed + 500 + number)
-        n = label_pairs(config, some, model, pairs, seed=config.seed * 1_000 + 500 + number)
-        console.print(f"{n:,} pairs of {model} labelled by {config.pairs_judge}")
+        found = label_pairs(config, some, model, world, seed=config.seed * 1_000 + 500 + number)
+        by_first(world, lambda: write_lines(pairs, found))
+        console.print(f"{len(found):,} pairs of {model} labelled by {config.pairs_judge}")
     run = folder / "reward"
-    if not (run / "model").exists():
+    if not is_there(run / "model", world):
         earlier = sorted(folder.parent.glob("round-*/pairs.jsonl"))
         data = (*config.pairs, *earlier)
         settings = dict(model=reward, data=data, out=run, resume=True, too_long="drop")
@@ -72,11 +80,13 @@ def drawn(asked: Sequence[AskedPrompt], n: int, *, seed: int) -> list[AskedPromp
     return [asked[i] for i in order]
 
 
-def label_pairs(config: RejectConfig, asked: Sequence[AskedPrompt], model: str, out: Path, *, seed: int) -> int:
-    """Write pairs of a model's answers to these prompts; return how many. Equal answers and ties are left out."""
-    llm = model_of(config, model)
+def label_pairs(
+    config: RejectConfig, asked: Sequence[AskedPrompt], model: str, world: World, *, seed: int
+) -> list[dict[str, Any]]:
+    """Return pairs of a model's answers to these prompts, labelled. Equal answers and ties are left out."""
+    llm = model_of(config, model, world)
     assert config.pairs_judge is not None
-    judge = reward_of(config.pairs_judge, None, asked, llm.tokenizer)
+    judge = shared(reward_of(config.pairs_judge, None, asked, llm.tokenizer), world)
     prompts = Prompts(
         [each.messages for each in asked],
         llm.tokenizer,
@@ -85,14 +95,11 @@ def label_pairs(config: RejectConfig, asked: Sequence[AskedPrompt], model: str, 
         chat_format=config.chat_format,
         too_long=config.too_long,
     )
-    sides = [
-        rewarded(
-            sample(llm.model, prompts, range(len(prompts)), Sampling(config.max_new_tokens, each), seed=seed + number),
-            prompts,
-            judge,
-        )
-        for number, each in enumerate(TEMPERATURES)
-    ]
+    sides = []
+    for number, temperature in enumerate(TEMPERATURES):
+        sampling = Sampling(config.max_new_tokens, temperature)
+        answers = sample(llm.model, prompts, range(len(prompts)), sampling, seed=seed + number, world=world)
+        sides.append(rewarded(answers, prompts, judge))
     pairs = [
         (one, other) if one.reward > other.reward else (other, one)
         for one, other in zip(*sides, strict=True)
@@ -100,14 +107,11 @@ def label_pairs(config: RejectConfig, asked: Sequence[AskedPrompt], model: str, 
     ]
     gaps = [better.reward - worse.reward for better, worse in pairs]
     bounds = np.quantile(gaps, QUANTILES).tolist() if pairs else []
-    with staged_file(out) as temporary:
-        temporary.write_text("".join(_line(prompts, *pair, bounds) for pair in pairs), encoding="utf-8")
-    return len(pairs)
+    return [_record(prompts, *pair, bounds) for pair in pairs]
 
 
-def _line(prompts: Prompts, better: Sampled, worse: Sampled, bounds: Sequence[float]) -> str:
+def _record(prompts: Prompts, better: Sampled, worse: Sampled, bounds: Sequence[float]) -> dict[str, Any]:
     code = int(np.searchsorted(bounds, better.reward - worse.reward, side="right"))
     rating = next(name for name, number in RATINGS.items() if number == code)
     asked = [asdict(message) for message in prompts.conversations[better.number]]
-    pair = {"prompt": asked, "chosen": better.text, "rejected": worse.text, "rating": rating}
-    return json.dumps(pair, ensure_ascii=False) + "\n"
+    return {"prompt": asked, "chosen": better.text, "rejected": worse.text, "rating": rating}

@@ -202,9 +202,8 @@ def judge_answers(learner: Learner, held_out: Prompts) -> Judge:
 
     def judge() -> Evaluation:
         world = learner.world
-        share = range(world.dp_rank * len(held_out) // world.dp, (world.dp_rank + 1) * len(held_out) // world.dp)
         with learner.trainer.as_published():
-            answers = learner.answer(held_out, share, 1, EVALUATION)
+            answers = learner.answer(held_out, world.share(len(held_out)), 1, EVALUATION)
         told = told_of(answers, world)
         return Evaluation(-told["reward"], {name: told[name] for name in ("reward", "answer_tokens", "cut")})
 

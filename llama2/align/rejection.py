@@ -11,12 +11,13 @@ OUT/
   rounds.json                                                       what each round was
   model -> the last round's
 
-Whatever is there is not made again, so a loop that was stopped goes on.
+Whatever is there is not made again, so a loop that was stopped goes on. Several processes share the prompts of a round.
 """
 
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,39 +29,47 @@ from rich.progress import track
 
 from llama2.align.curves import curve_of, draw_curve
 from llama2.align.label import drawn, retrained
-from llama2.align.lessons import claim, model_of, read_lines, taught, write_lines
+from llama2.align.lessons import (
+    by_first,
+    claim,
+    is_there,
+    line,
+    model_of,
+    read_lines,
+    taught,
+    together,
+    write_lines,
+)  # fmt: skip
 from llama2.align.rejection_config import RejectConfig
 from llama2.align.rollout import Prompts, Sampled, Sampling, rewarded, sample
-from llama2.align.scoring import Reward
+from llama2.align.scoring import Reward, shared
 from llama2.align.task import reward_of
 from llama2.data.dialogues.prompts import AskedPrompt, read_prompts
 from llama2.errors import TrainingError
+from llama2.model.transformer import Transformer
+from llama2.parallel.mesh import World
 
 AT_ONCE = 64
-"""Prompts whose answers are written to the file together."""
+"""Prompts of one process whose answers are written to the file together."""
 
 
 def reject(config: RejectConfig) -> Path:
     """Do all rounds; return the folder of the last model. Raises Llama2Error."""
     config.check()
-    out, console = claim(config, "reject"), Console(stderr=True, highlight=False, soft_wrap=True)
-    asked = [each for path in config.prompts for each in read_prompts(path)]
-    model, reward = config.model, config.reward
-    for number in range(1, config.n_rounds + 1):
-        folder = out / f"round-{number}"
-        folder.mkdir(exist_ok=True)
-        if config.pairs_judge is not None and number > 1:
-            reward = retrained(config, asked, model, reward, folder, console)
-        console.print(f"round {number}: {model} answers, {reward} judges")
-        choose(config, number, asked, model, reward, folder, console)
-        model = str(learnt(config, out, number))
-    write_rounds(out, config.n_rounds, console)
-    target = out / "model"
-    if target.exists():
-        shutil.rmtree(target)
-    shutil.copytree(model, target)
-    console.print(f"wrote {target}")
-    return target
+    with together(config) as (world, console):
+        out = claim(config, world)
+        asked = [each for path in config.prompts for each in read_prompts(path)]
+        model, reward = config.model, config.reward
+        for number in range(1, config.n_rounds + 1):
+            folder = out / f"round-{number}"
+            folder.mkdir(exist_ok=True)
+            if config.pairs_judge is not None and number > 1:
+                reward = retrained(config, asked, model, reward, folder, world, console)
+            console.print(f"round {number}: {model} answers, {reward} judges")
+            choose(config, number, asked, model, reward, folder, world, console)
+            model = str(learnt(config, out, number, world))
+        by_first(world, partial(conclude, out, config.n_rounds, model, console))
+    return out / "model"
 
 
 def choose(
@@ -70,17 +79,18 @@ def choose(
     model: str,
     reward: str,
     folder: Path,
+    world: World,
     console: Console,
 ) -> None:
     """Write K answers to each prompt of a round, the best of each, and the curve of rewards against K.
 
     Raises TrainingError where no answer came to its end.
     """
-    if (folder / "curve.png").exists():
+    if is_there(folder / "curve.png", world):
         return
-    llm = model_of(config, model)
+    llm = model_of(config, model, world)
     some = drawn(asked, config.n_prompts, seed=config.seed + number)
-    judge = reward_of(reward, config.safety_reward, some, llm.tokenizer)
+    judge = shared(reward_of(reward, config.safety_reward, some, llm.tokenizer), world)
     prompts = Prompts(
         [each.messages for each in some],
         llm.tokenizer,
@@ -89,9 +99,17 @@ def choose(
         chat_format=config.chat_format,
         too_long=config.too_long,
     )
-    answer = partial(_answers, config, llm.model, prompts, judge, config.seed * 1_000 + number)
-    temperature = tuned(config, answer, len(prompts), folder, console)
-    groups = sampled(config, prompts, partial(answer, temperature=temperature), folder / "samples.jsonl", console)
+    answer = partial(_answers, config, llm.model, prompts, judge, config.seed * 1_000 + number, world)
+    temperature = tuned(config, answer, len(prompts), folder, world, console)
+    path = folder / "samples.jsonl"
+    sampled(config, prompts, partial(answer, temperature=temperature), path, world, console)
+    by_first(world, partial(keep_best, config, number, temperature, path, console))
+
+
+def keep_best(config: RejectConfig, number: int, temperature: float, path: Path, console: Console) -> None:
+    """Write what is to be learnt of a file of answers, and the curve, beside it. Raises TrainingError for nothing."""
+    folder, records = path.parent, read_lines(path)
+    groups = [records[at : at + config.n_samples] for at in range(0, len(records), config.n_samples)]
     chosen = [best_of(group, config.tolerance) for group in groups]
     best = [each for some in chosen for each in some]
     if not best:
@@ -112,20 +130,19 @@ def choose(
         console.print(f"{n_left_out:,} of {len(groups):,} prompts left out: all answers cut by their length, or empty")
 
 
-def sampled(config: RejectConfig, prompts: Prompts, answer, path: Path, console: Console) -> list[list[dict[str, Any]]]:
-    """Write answers to all prompts after those that are there; return them all, those to one prompt together."""
-    kept = _whole_groups(path, config.n_samples)
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(line(each) for each in kept)
-        begin = len(kept) // config.n_samples
-        for at in track(
-            range(begin, len(prompts), AT_ONCE), "sampling", console=console, disable=not console.is_terminal
-        ):
-            found = answer(range(at, min(at + AT_ONCE, len(prompts))))
-            file.writelines(line(record(prompts, each)) for each in found)
-            file.flush()
-    records = read_lines(path)
-    return [records[at : at + config.n_samples] for at in range(0, len(records), config.n_samples)]
+def sampled(config: RejectConfig, prompts: Prompts, answer, path: Path, world: World, console: Console) -> None:
+    """Write answers to all prompts after those that are there, those to one prompt together."""
+    kept = world.gather(_whole_groups(path, config.n_samples) if world.is_first else [])
+    begin, step = len(kept) // config.n_samples, AT_ONCE * world.dp
+    is_silent = console.quiet or not console.is_terminal
+    with path.open("w", encoding="utf-8") if world.is_first else nullcontext() as file:
+        if file is not None:
+            file.writelines(line(each) for each in kept)
+        for at in track(range(begin, len(prompts), step), "sampling", console=console, disable=is_silent):
+            found = answer(range(at, min(at + step, len(prompts))))
+            if file is not None:
+                file.writelines(line(record(prompts, each)) for each in found)
+                file.flush()
 
 
 def best_of(group: Sequence[dict[str, Any]], tolerance: float | None = None) -> list[dict[str, Any]]:
@@ -160,53 +177,63 @@ def came_to_their_end(group: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _answers(
-    config: RejectConfig, model, prompts: Prompts, judge: Reward, seed: int, numbers: Sequence[int], temperature: float
+    config: RejectConfig,
+    model: Transformer,
+    prompts: Prompts,
+    judge: Reward,
+    seed: int,
+    world: World,
+    numbers: Sequence[int],
+    temperature: float,
 ) -> list[Sampled]:
     sampling = Sampling(config.max_new_tokens, temperature)
-    return rewarded(sample(model, prompts, numbers, sampling, n=config.n_samples, seed=seed), prompts, judge)
+    answers = sample(model, prompts, numbers, sampling, n=config.n_samples, seed=seed, world=world)
+    return rewarded(answers, prompts, judge)
 
 
-def tuned(config: RejectConfig, answer, n_prompts: int, folder: Path, console: Console) -> float:
+def tuned(config: RejectConfig, answer, n_prompts: int, folder: Path, world: World, console: Console) -> float:
     """Return the temperature at which the best of K is best, on a few prompts."""
     path = folder / "temperature.json"
     if len(config.temperatures) == 1:
         return config.temperatures[0]
-    if not path.exists():
+    if not is_there(path, world):
         found = {}
         for temperature in config.temperatures:
             rewards = np.array([each.reward for each in answer(range(min(config.n_tuning, n_prompts)), temperature)])
             found[str(temperature)] = float(rewards.reshape(-1, config.n_samples).max(1).mean())
-        path.write_text(json.dumps(found) + "\n")
+        text = json.dumps(found) + "\n"
+        by_first(world, lambda: path.write_text(text))
     found = json.loads(path.read_text())
     told = ", ".join(f"{temperature} {reward:.3f}" for temperature, reward in found.items())
     console.print(f"reward of the best of {config.n_samples} by temperature: {told}")
     return float(max(found, key=found.__getitem__))
 
 
-def learnt(config: RejectConfig, out: Path, number: int) -> Path:
+def learnt(config: RejectConfig, out: Path, number: int, world: World) -> Path:
     """Fine-tune the first model on the best answers so far; return the new model's folder."""
     first = 1 if config.keep_earlier else number
     data = [out / f"round-{each}" / "best.jsonl" for each in range(first, number + 1)]
     run = out / f"round-{number}" / "run"
-    return taught(config, data, run, replay=config.replay, replay_share=config.replay_share)
+    return taught(config, data, run, world, replay=config.replay, replay_share=config.replay_share)
 
 
-def write_rounds(out: Path, n_rounds: int, console: Console) -> None:
-    """Write and print what each round was."""
+def conclude(out: Path, n_rounds: int, model: str, console: Console) -> None:
+    """Write and print what each round was, and put the last model beside it."""
     rounds = [json.loads((out / f"round-{number}" / "curve.json").read_text()) for number in range(1, n_rounds + 1)]
     (out / "rounds.json").write_text(json.dumps(rounds, indent=1) + "\n")
     for number, each in enumerate(rounds, 1):
         console.print(f"round {number}: mean reward {each['mean']:.3f}, best of {each['k'][-1]} {each['max'][-1]:.3f}")
+    target = out / "model"
+    if target.exists():
+        shutil.rmtree(target)
+    shutil.copytree(model, target)
+    console.print(f"wrote {target}")
 
 
 def record(prompts: Prompts, each: Sampled) -> dict[str, Any]:
     """Return an answer as a line of a file to fine-tune on."""
     asked = [asdict(message) for message in prompts.conversations[each.number]]
     return {"prompt": asked, "completion": each.text, "reward": each.reward, "is_cut": each.is_cut}
-
-
-def line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def _whole_groups(path: Path, k: int) -> list[dict[str, Any]]:

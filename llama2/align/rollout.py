@@ -23,6 +23,7 @@ from llama2.infer.engine import Engine
 from llama2.infer.request import Completion, Request, SamplingParams
 from llama2.model.lora import adapter_names
 from llama2.model.transformer import Transformer
+from llama2.parallel.mesh import World
 from llama2.tokenizer.tokenizer import Tokenizer
 
 
@@ -104,12 +105,15 @@ def sample(
     n: int = 1,
     seed: int,
     adapter: str | None = None,
+    world: World = World(),
 ) -> list[Sampled]:
     """Return n answers to each of these prompts, those of one prompt together.
 
     They follow from the weights, the seed and the number of the prompt alone (in float32; see `Engine`). adapter: the
-    one that takes part, of a model that has some.
+    one that takes part, of a model that has some. world: those who share the prompts and have the same weights; each
+    answers its part, perhaps none, and all get all answers, in the order of one process.
     """
+    numbers = [numbers[i] for i in world.share(len(numbers))]
     was_training = model.training
     engine = Engine(model.eval(), max_batch=sampling.max_batch)
     params = dict(max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=1.0, n=n)
@@ -130,7 +134,9 @@ def sample(
     ]
     found = engine.generate(requests)
     model.train(was_training)
-    return [_sampled(prompts, number, each) for number, answers in zip(numbers, found, strict=True) for each in answers]
+    return world.gather(
+        [_sampled(prompts, number, each) for number, some in zip(numbers, found, strict=True) for each in some]
+    )
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 from rich.console import Console
 
 from llama2.align.distillation import distil, tell
-from llama2.align.lessons import claim, read_lines, taught, write_lines
+from llama2.align.lessons import by_first, claim, is_there, read_lines, taught, together, write_lines
 from llama2.align.safety_config import SafetyConfig
 from llama2.align.safety_prompts import group_of
 from llama2.align.safety_report import answer, write_report
@@ -32,27 +32,28 @@ from llama2.align.task import aside
 from llama2.data.dialogues.prompts import AskedPrompt, read_prompts
 from llama2.data.dialogues.read import read_samples
 from llama2.errors import DataError
+from llama2.parallel.mesh import World
 
 
 def safety(config: SafetyConfig) -> Path:
     """Do all of it; return the folder of the model of the largest amount. Raises Llama2Error."""
     config.check()
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    learnt, judged = read_all(config, console)
-    shown = list(demonstrated(config.demonstrations))
-    out = claim(config, "safety")
-    answered = {0.0: answer(config, config.model, judged, out / "before", console)} if judged else {}
-    data = safety_data(config, learnt, shown, out, console)
-    model = out
-    for amount in sorted(each for each in config.amounts if each > 0):
-        folder = out / f"amount-{amount:g}"
-        model = learn(config, amount, data, folder)
+    with together(config) as (world, console):
+        learnt, judged = read_all(config, console)
+        shown = list(demonstrated(config.demonstrations))
+        out = claim(config, world)
+        answered = {0.0: answer(config, config.model, judged, out / "before", world, console)} if judged else {}
+        data = safety_data(config, learnt, shown, out, world, console)
+        model = out
+        for amount in sorted(each for each in config.amounts if each > 0):
+            folder = out / f"amount-{amount:g}"
+            model = learn(config, amount, data, folder, world)
+            if judged:
+                answered[amount] = answer(config, model, judged, folder, world, console)
         if judged:
-            answered[amount] = answer(config, model, judged, folder, console)
-    if judged:
-        write_report(config, judged, answered, len(data), out, console)
-    console.print(f"wrote {model}")
-    return model
+            by_first(world, lambda: write_report(config, judged, answered, len(data), out, console))
+        console.print(f"wrote {model}")
+        return model
 
 
 def read_all(config: SafetyConfig, console: Console) -> tuple[list[AskedPrompt], list[AskedPrompt]]:
@@ -74,15 +75,21 @@ def read_all(config: SafetyConfig, console: Console) -> tuple[list[AskedPrompt],
 
 
 def safety_data(
-    config: SafetyConfig, asked: Sequence[AskedPrompt], shown: Sequence[dict[str, Any]], out: Path, console: Console
+    config: SafetyConfig,
+    asked: Sequence[AskedPrompt],
+    shown: Sequence[dict[str, Any]],
+    out: Path,
+    world: World,
+    console: Console,
 ) -> list[dict[str, Any]]:
     """Return what is to be learnt in a seeded order: distilled answers without their preprompts, and demonstrations."""
     path, data = out / "distilled.jsonl", out / "data.jsonl"
-    if not path.exists():
-        write_lines(path, distil(config, asked, console))
+    if not is_there(path, world):
+        both = distil(config, asked, console, world)
+        by_first(world, lambda: write_lines(path, both))
     lines = read_lines(path)
     tell(lines, console)
-    if not data.exists():
+    if not is_there(data, world):
         kept = [each for each in lines if each["is_kept"]]
         found = [{"prompt": each["prompt"], "completion": each["distilled"], "source": "distilled"} for each in kept]
         found += shown
@@ -92,7 +99,7 @@ def safety_data(
                 "no demonstrations: nothing to learn; try another preprompt, or give --demonstrations"
             )
         order = np.random.default_rng((config.seed, 6)).permutation(len(found))
-        write_lines(data, [found[i] for i in order])
+        by_first(world, lambda: write_lines(data, [found[i] for i in order]))
     return read_lines(data)
 
 
@@ -106,10 +113,10 @@ def demonstrated(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
             yield {"prompt": prompt, "completion": last["content"], "source": "demonstration"}
 
 
-def learn(config: SafetyConfig, amount: float, data: Sequence[dict[str, Any]], folder: Path) -> Path:
+def learn(config: SafetyConfig, amount: float, data: Sequence[dict[str, Any]], folder: Path, world: World) -> Path:
     """Fine-tune the first model on a share of the safety data, with equally many helpful tokens for each share."""
     path, share = folder / "data.jsonl", amount / 100
-    if not path.exists():
-        write_lines(path, data[: ceil(share * len(data))])
+    if not is_there(path, world):
+        by_first(world, lambda: write_lines(path, data[: ceil(share * len(data))]))
     helpful = config.replay_share / (config.replay_share + (1 - config.replay_share) * share)
-    return taught(config, [path], folder / "run", replay=config.replay, replay_share=helpful)
+    return taught(config, [path], folder / "run", world, replay=config.replay, replay_share=helpful)

@@ -12,27 +12,33 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from llama2.align.lessons import model_of, read_lines, write_lines
+from llama2.align.lessons import by_first, is_there, model_of, read_lines, write_lines
 from llama2.align.rollout import Prompts, Sampling, sample
 from llama2.align.safety_config import SafetyConfig
 from llama2.align.safety_prompts import GROUPS, group_of, question_of, reward_of, tag_of
-from llama2.align.scoring import Reward
+from llama2.align.scoring import Reward, shared
 from llama2.align.task import GRADE
 from llama2.data.dialogues.prompts import AskedPrompt
 from llama2.data.interval import wilson
 from llama2.data.storyworld.safety import is_harmful, is_refusal
+from llama2.parallel.mesh import World
 from llama2.train.report import render_plot
 
 Line = dict[str, Any]
 
 
 def answer(
-    config: SafetyConfig, model: str | Path, judged: Sequence[AskedPrompt], folder: Path, console: Console
+    config: SafetyConfig,
+    model: str | Path,
+    judged: Sequence[AskedPrompt],
+    folder: Path,
+    world: World,
+    console: Console,
 ) -> list[Line]:
     """Return what a model answers to the prompts that judge, with what the judges say, unless it is there already."""
     path = folder / "answers.jsonl"
-    if not path.exists():
-        llm = model_of(config, model)
+    if not is_there(path, world):
+        llm = model_of(config, model, world)
         prompts = Prompts(
             [each.messages for each in judged],
             llm.tokenizer,
@@ -42,16 +48,20 @@ def answer(
             too_long=config.too_long,
             name="prompts to judge by",
         )
-        found = sample(llm.model, prompts, range(len(prompts)), Sampling(config.max_new_tokens, 0.0), seed=config.seed)
+        sampling = Sampling(config.max_new_tokens, 0.0)
+        found = sample(llm.model, prompts, range(len(prompts)), sampling, seed=config.seed, world=world)
         texts = {prompts.conversations[each.number]: each.text for each in found}
         some = [each for each in judged if each.messages in texts]
         if len(some) < len(judged):
             console.print(f"{len(judged) - len(some):,} prompts to judge by left out (too long)")
-        write_lines(path, lines(config, some, [texts[each.messages] for each in some], llm.tokenizer))
+        told = lines(config, some, [texts[each.messages] for each in some], llm.tokenizer, world)
+        by_first(world, lambda: write_lines(path, told))
     return read_lines(path)
 
 
-def lines(config: SafetyConfig, asked: Sequence[AskedPrompt], texts: Sequence[str], tokenizer) -> list[Line]:
+def lines(
+    config: SafetyConfig, asked: Sequence[AskedPrompt], texts: Sequence[str], tokenizer, world: World = World()
+) -> list[Line]:
     """Return each answer with its prompt's tags and what the judges say."""
     found: list[Line] = [
         {
@@ -71,7 +81,7 @@ def lines(config: SafetyConfig, asked: Sequence[AskedPrompt], texts: Sequence[st
         ("helpfulness", "helpfulness_reward", helpful_by, others),
     ):
         if spec is not None and numbers:
-            reward: Reward = reward_of(setting, spec, [asked[i] for i in numbers], tokenizer)
+            reward: Reward = shared(reward_of(setting, spec, [asked[i] for i in numbers], tokenizer), world)
             given = reward([asked[i].messages for i in numbers], [texts[i] for i in numbers])
             for i, number in zip(numbers, given, strict=True):
                 found[i][name] = float(number)

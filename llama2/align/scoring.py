@@ -26,12 +26,16 @@ from llama2.llm import tokenizer_of
 from llama2.model.heads import at_ends, head_names, read_head
 from llama2.model.losses import hidden_states
 from llama2.model.transformer import Transformer
+from llama2.parallel.mesh import World
 from llama2.tokenizer.tokenizer import Tokenizer
 
 Reward = Callable[[Sequence[Conversation], Sequence[str]], list[float]]
 BEYOND = 2
 """Contexts that an answer with its prompt may take: broken bytes, as bad models sample them, are three tokens each when
 their text is encoded anew, and rotations have no end. Such an answer must not end a run."""
+ASKED_AT_ONCE = 64
+"""Answers that a shared reward is asked about at a time, by however many processes: what a model says of an answer
+differs in its last bits with the company that it is read in."""
 GATE = 0.15
 """Below this probability of being safe an answer counts by its safety (arXiv:2307.09288 sec. 3.2.3)."""
 
@@ -127,6 +131,17 @@ class Gate:
 def whitened(rewards: Sequence[float]) -> list[float]:
     """Return rewards less their mean, over their standard deviation."""
     return whiten(torch.tensor(rewards, dtype=torch.float64)).tolist()
+
+
+def shared(reward: Reward, world: World) -> Reward:
+    """Return a reward whose answers are shared out: each rank is asked about its part, and all get all numbers."""
+
+    def judge(conversations: Sequence[Conversation], answers: Sequence[str]) -> list[float]:
+        begins = range(0, len(answers), ASKED_AT_ONCE)
+        mine = [slice(begins[i], begins[i] + ASKED_AT_ONCE) for i in world.share(len(begins))]
+        return world.gather([number for some in mine for number in reward(conversations[some], answers[some])])
+
+    return judge
 
 
 def resolve_reward(spec: str, *, safety: str | None = None, tokenizer: Tokenizer | None = None) -> Reward:

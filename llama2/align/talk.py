@@ -2,7 +2,8 @@
 
     u1 -> a1      u1 a1 u2 -> a2      u1 a1 u2 a2 u3 -> a3 ...
 
-Every answer is the model's own, given its own earlier ones.
+Every answer is the model's own, given its own earlier ones. Several processes share the dialogues of each turn, and
+all know all answers.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from llama2 import chat
 from llama2.align.rollout import Prompts, Sampling, sample
 from llama2.chat import Conversation, Message
 from llama2.llm import LLM
+from llama2.parallel.mesh import World
 
 
 @dataclass
@@ -39,7 +41,15 @@ def until(questions: Sequence[str], answers: Sequence[str], system: str = "") ->
     return (*found, Message("user", questions[len(answers)]))
 
 
-def carry_on(llm: LLM, talks: Sequence[Talk], sampling: Sampling, *, seed: int, chat_format: str | None = None) -> None:
+def carry_on(
+    llm: LLM,
+    talks: Sequence[Talk],
+    sampling: Sampling,
+    *,
+    seed: int,
+    chat_format: str | None = None,
+    world: World = World(),
+) -> None:
     """Answer every question of every dialogue; one that outgrows the model's context stays as long as it is."""
     for turn in range(max((talk.n_turns for talk in talks), default=0)):
         going = [talk for talk in talks if talk.n_turns > turn and not talk.is_too_long]
@@ -57,7 +67,7 @@ def carry_on(llm: LLM, talks: Sequence[Talk], sampling: Sampling, *, seed: int, 
             max_new_tokens=sampling.max_new_tokens,
             chat_format=chat_format,
         )
-        found = sample(llm.model, prompts, range(len(kept)), sampling, seed=1_000 * seed + turn)
+        found = sample(llm.model, prompts, range(len(kept)), sampling, seed=1_000 * seed + turn, world=world)
         for i, answer in zip(kept, found, strict=True):
             going[i].answers.append(answer.text)
             going[i].is_cut.append(answer.is_cut)

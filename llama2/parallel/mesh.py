@@ -50,6 +50,10 @@ class World:
         """Whether this process speaks for all: prints, writes the log and the model."""
         return self.rank == 0
 
+    def share(self, n: int) -> range:
+        """Return which of n things, in order, are this data rank's; none where there are too few for all."""
+        return range(self.dp_rank * n // self.dp, (self.dp_rank + 1) * n // self.dp)
+
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return the sums over all data ranks, in float64; every rank gets the same."""
         if self.mesh is None or self.dp == 1:

@@ -9,7 +9,7 @@ import pytest
 import tomli_w
 import torch
 
-from llama2.checkpoint import hf
+from llama2.checkpoint import hf, store
 from llama2.checkpoint.resume import SavedState
 from llama2.checkpoint.weights import Checkpoint
 from llama2.model.config import ModelConfig
@@ -99,9 +99,29 @@ def launch(command, config, *flags, n=1):
     many = [] if n == 1 else ["torch.distributed.run", "--standalone", f"--nproc-per-node={n}", "-m"]
     run = [sys.executable, "-m", *many, "llama2", command, "--config", str(path), *flags]
     here = os.path.dirname(__file__)
-    paths = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    root = os.path.dirname(os.path.dirname(here))
+    paths = os.pathsep.join(filter(None, (here, root, os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
     return subprocess.Popen(run, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def by_one_and_by_two(command, one, two):
+    """Run a command in one process, and in two with other settings (their folder)."""
+    for process in [launch(command, one), launch(command, two, n=2)]:
+        finish(process)
+
+
+def assert_same_files(one, other, names):
+    """Byte for byte."""
+    for name in names:
+        assert (one / name).read_bytes() and (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def assert_same_weights(one, other, *, bound=1e-6):
+    first, second = (dict(store.load(each).named_parameters()) for each in (one, other))
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=bound, atol=bound)
 
 
 def finish(process, expected=0):

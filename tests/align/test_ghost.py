@@ -21,6 +21,7 @@ from llama2.data.storyworld.dialogues import dialogues, record
 from llama2.data.storyworld.instructions import instructions, read_instruction
 from llama2.errors import ConfigError, DataError, TrainingError
 from tests.align.chatty import chatty
+from tests.align.conftest import assert_same_files, assert_same_weights, by_one_and_by_two, finish, launch
 
 QUIET = Console(quiet=True)
 
@@ -157,6 +158,21 @@ def test_a_run_learns_and_tells_recall_and_resume_makes_nothing_anew(settings, t
         ghost(settings(eval_dialogues=long, resume=True, replay=long))
 
 
+@pytest.mark.slow
+def test_two_processes_write_and_learn_what_one_does(settings, tmp_path):
+    long = write(tmp_path / "long.jsonl", [talk(i, 5 if i == 2 else 2) for i in range(5)])  # one alone at the end
+    changes = dict(eval_dialogues=long, depths="every", keep="obedient", dtype="float64")
+    one, two = (settings(out=tmp_path / name, **changes) for name in ("one", "two"))
+    by_one_and_by_two("ghost", one, two)
+    assert_same_files(one.out, two.out, ("settings.json", "data.jsonl", "recall.json"))
+    assert_same_weights(one.out / "run" / "model", two.out / "run" / "model")
+    made = {path: path.stat().st_mtime_ns for path in two.out.rglob("*.json*")}
+    finish(launch("ghost", two, "--resume", n=2))
+    assert made == {path: path.stat().st_mtime_ns for path in two.out.rglob("*.json*")}
+    said = finish(launch("ghost", two, "--resume", "--keep", "all", n=2), expected=1)
+    assert said.count("was begun with keep=obedient, not all") == 1
+
+
 def test_recall_is_what_the_check_says_of_answers_without_the_instruction_in_later_turns(settings):
     config = settings(recall_turns=(3,))
     asked = [Instructed(("one", "two", "three", "four"), "", {"text": "say a", "letter": str(i)}) for i in range(4)]
@@ -233,5 +249,6 @@ def test_settings_and_files_that_cannot_work_are_refused(settings, tmp_path):
     run(ConfigError, "recall_turns=0", recall_turns=0)
     run(ConfigError, "name files of conversations", dialogues=())
     run(ConfigError, "temperature=-1", temperature=-1.0)
+    run(ConfigError, "tensor_parallel=2 is not for", tensor_parallel=2)
     run(DataError, "no answer .* is fit to learn.*no room", max_new_tokens=250)
     assert check_of(None, [{"text": "x"}]) is None

@@ -11,11 +11,13 @@ from llama2.align.losses import generalised_advantages
 from llama2.align.online_config import GrpoConfig, PpoConfig
 from llama2.align.ppo import Ppo, ppo
 from llama2.align.rollout import Prompts, Sampling, rewarded, sample
+from llama2.align.scoring import ASKED_AT_ONCE, shared
 from llama2.chat import Message
 from llama2.checkpoint import store
 from llama2.data.batch import share
 from llama2.errors import ConfigError, DataError, Llama2Error
 from llama2.llm import load
+from llama2.parallel.mesh import World
 from llama2.train.loop import Trainer
 from tests.align.conftest import assert_near, assert_same, finish, launch, steps
 from tests.align.rewards import letters
@@ -233,6 +235,31 @@ def test_an_answer_does_not_depend_on_its_company(chat):
     alone = [each for number in range(3) for each in sample(model, prompts, [number], sampling, n=2, seed=5)]
     assert together == alone
     assert sample(model, prompts, [0, 1, 2], sampling, n=2, seed=6) != together
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_the_shares_of_several_processes_are_the_answers_of_one(chat, size):
+    model, prompts, sampling = store.load(chat), some_prompts(), Sampling(8)
+    worlds = [World(rank, size) for rank in range(size)]  # without a mesh each keeps its own share
+    found = [sample(model, prompts, [2, 0, 1], sampling, n=2, seed=5, world=each) for each in worlds]
+    assert sorted(map(len, found)) == {2: [2, 4], 5: [0, 0, 2, 2, 2]}[size]
+    assert [each for some in found for each in some] == sample(model, prompts, [2, 0, 1], sampling, n=2, seed=5)
+
+
+def test_a_shared_reward_is_asked_about_the_same_answers_together_by_any_number_of_processes():
+    answers = [f"{i}" for i in range(3 * ASKED_AT_ONCE + 5)]
+
+    def of(size):
+        asked, numbers = [], []
+        for rank in range(size):
+            judge = shared(
+                lambda _, some: asked.append(tuple(some)) or [float(each) for each in some], World(rank, size)
+            )
+            numbers += judge([()] * len(answers), answers)
+        return asked, numbers
+
+    assert of(1) == of(3) == of(7) and len(of(1)[0]) == 4
+    assert of(3)[1] == [float(each) for each in answers]
 
 
 def test_what_was_sampled_is_kept_id_by_id(chat):

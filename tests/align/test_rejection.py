@@ -6,16 +6,20 @@ import shutil
 import numpy as np
 import pytest
 
+from llama2.align import lessons
 from llama2.align.curves import curve_of
 from llama2.align.label import safety_weight
-from llama2.align.rejection import AT_ONCE, _whole_groups, best_of, contrasts, line, reject
+from llama2.align.lessons import line
+from llama2.align.rejection import AT_ONCE, _whole_groups, best_of, contrasts, reject
 from llama2.align.rejection_config import RejectConfig
 from llama2.align.reward import train_reward
 from llama2.align.reward_config import RewardConfig
 from llama2.align.scoring import load_reward
-from llama2.errors import Llama2Error, TrainingError
+from llama2.errors import ConfigError, Llama2Error, TrainingError
 from llama2.llm import load
+from llama2.parallel.mesh import World
 from tests.align.chatty import chatty
+from tests.align.conftest import assert_same_files, assert_same_weights, by_one_and_by_two, finish, launch
 from tests.align.rewards import letters
 
 TINY = dict(
@@ -172,6 +176,45 @@ def test_the_reward_model_learns_between_rounds(settings, chat, pairs, tmp_path)
     )
     assert load_reward(config.out / "round-2/reward/model").tells_safety
     assert safety_weight(str(first), (config.out / "round-2/pairs.jsonl",)) == 0.0  # nobody says what is safe there
+
+
+@pytest.mark.slow
+def test_two_processes_write_and_learn_what_one_does(settings, chat, pairs, tmp_path):
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps({"prompt": f"say {i}"}) + "\n" for i in range(90)))
+    base = dict(model=str(chat), data=(pairs,), out=tmp_path / "reward", max_steps=2, batch_size=8, eval_share=0.0)
+    reward = str(train_reward(RewardConfig(**base, device="cpu", learning_rate=1e-2)).model)
+    changes = dict(
+        prompts=(asked,), n_prompts=AT_ONCE + 7, reward=reward, pairs=(pairs,),
+        pairs_judge="tests.align.rewards:letters", n_samples=3, n_rounds=2, temperatures=(0.7, 1.3), n_tuning=5,
+        dtype="float64",
+    )  # fmt: skip
+    one, two = settings("one", **changes), settings("two", **changes)
+    by_one_and_by_two("reject", one, two)
+    names = ("temperature.json", "samples.jsonl", "best.jsonl", "contrasts.jsonl", "curve.json")
+    rounds = [f"round-{number}/{name}" for number in (1, 2) for name in names]
+    assert_same_files(one.out, two.out, ["settings.json", "rounds.json", "round-2/pairs.jsonl", *rounds])
+    for name in ("round-1/run/model", "model"):
+        assert_same_weights(one.out / name, two.out / name)
+    # stopped while it wrote: whole batches of prompts stay as they are, the others are answered again
+    (two.out / "round-1/curve.png").unlink()
+    samples = two.out / "round-1/samples.jsonl"
+    whole = samples.read_text()
+    mark = whole.splitlines(keepends=True)[0]
+    samples.write_text((line(an_answer("kept", 9.0)) + whole[len(mark) :])[:-40])
+    finish(launch("reject", two, "--resume", n=2))
+    assert samples.read_text() == line(an_answer("kept", 9.0)) + whole[len(mark) :]
+    assert lines(two.out / "round-1/best.jsonl")[0]["completion"] == "kept"
+    assert "holds a run already; add --resume" in finish(launch("reject", two, n=2), expected=1)
+
+
+def test_what_cannot_be_split_is_refused_before_long_work(settings, monkeypatch):
+    with pytest.raises(ConfigError, match="tensor_parallel=2 is not for a command that samples with whole models"):
+        reject(settings(tensor_parallel=2, method="full"))
+    monkeypatch.setattr(lessons, "start", lambda **changes: World(size=3))
+    with pytest.raises(ConfigError, match="batch_size=4: does not split over 3 data ranks"):
+        reject(config := settings())
+    assert not config.out.exists()
 
 
 def test_the_expected_best_of_k():

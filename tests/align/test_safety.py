@@ -20,6 +20,7 @@ from llama2.data.storyworld import questions as story_questions
 from llama2.data.storyworld.safety import record, safety_requests
 from llama2.errors import ConfigError, DataError, TrainingError
 from tests.align.chatty import chatty, letters
+from tests.align.conftest import assert_same_files, assert_same_weights, by_one_and_by_two, finish, launch
 from tests.pocket import pocket_tokenizer
 
 QUIET = Console(quiet=True)
@@ -139,6 +140,31 @@ def test_amounts_are_nested_and_curves_are_drawn_and_resume_makes_nothing_anew(s
         safety(settings(**changes, resume=True, preprompt="be wise"))
 
 
+@pytest.mark.slow
+def test_two_processes_write_and_learn_what_one_does(settings, tmp_path):
+    asked = write(tmp_path / "many.jsonl", [request(i) for i in range(100)])
+    shown = write(tmp_path / "shown.jsonl", [request(i) for i in range(100, 104)])
+    changes = dict(
+        prompts=asked, demonstrations=shown, amounts=(50, 100), helpfulness_reward="tests.align.chatty:letters",
+        dtype="float64",
+    )  # fmt: skip
+    one, two = (settings(out=tmp_path / name, **changes) for name in ("one", "two"))
+    by_one_and_by_two("safety", one, two)
+    names = [f"{folder}/answers.jsonl" for folder in ("before", "amount-50", "amount-100")]
+    files = ("settings.json", "distilled.jsonl", "data.jsonl", "amount-50/data.jsonl", "report.json", "curves.json")
+    assert_same_files(one.out, two.out, [*names, *files])
+    for amount in (50, 100):
+        assert_same_weights(*(each.out / f"amount-{amount}" / "run" / "model" for each in (one, two)))
+    kept = [line["is_kept"] for line in lines_of(two.out / "distilled.jsonl")]
+    assert len(kept) > 64 and 0 < sum(kept) < len(kept)
+    made = {path: path.stat().st_mtime_ns for path in two.out.rglob("*.jsonl")}
+    (two.out / "amount-100" / "answers.jsonl").unlink()
+    finish(launch("safety", two, "--resume", n=2))
+    made.pop(two.out / "amount-100" / "answers.jsonl")
+    assert made == {path: path.stat().st_mtime_ns for path in made}
+    assert_same_files(one.out, two.out, names)
+
+
 def test_shares_are_told_with_intervals_by_category_and_vector():
     def line(group, category, vector, is_refusal):
         return {"group": group, "category": category, "vector": vector, "is_refusal": is_refusal, "is_harmful": False,
@@ -225,6 +251,7 @@ def test_settings_and_prompts_that_cannot_work_are_refused(settings, tmp_path):
     run(ConfigError, "amounts=101", amounts=(101,))
     run(ConfigError, "amounts=-5", amounts=(-5,))
     run(ConfigError, "names one twice", amounts=(10, 10))
+    run(ConfigError, "tensor_parallel=2 is not for", tensor_parallel=2)
     run(ConfigError, "nothing would be learnt", amounts=(0,))
     run(ConfigError, "name files of prompts", prompts=())
     run(ConfigError, "safety_reward=''", safety_reward="")

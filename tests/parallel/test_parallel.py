@@ -21,6 +21,13 @@ def test_alone_is_a_world_of_one(monkeypatch):
     assert world.sum([1.5, 2]) == [1.5, 2.0] and world.any(True) and not world.any(False)
 
 
+def test_every_thing_is_in_the_share_of_one_data_rank():
+    for n in (0, 1, 5, 12):
+        shares = [World(rank, 8, tp=2).share(n) for rank in range(8)]
+        assert shares[::2] == shares[1::2] and [i for each in shares[::2] for i in each] == list(range(n))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
 def test_a_split_that_does_not_go_up_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(TrainingError, match="tensor_parallel=2 does not divide the 3 processes"):
