@@ -130,18 +130,18 @@ class Bench:
     def steps(self, n: int) -> int:
         return 2 if self.quick else n
 
-    def made(self, name: str, make: Callable[[Path], Any]) -> Path:
+    def made(self, name: str, make: Callable[[Path], Any], *, model: str = "model") -> Path:
         """Return the model of a stage, made if it is not there yet; how long that took is written down."""
         run, clock = self.out / name, self.out / f"{name}.json"
         if not clock.exists():
             company, began = Company(), time.perf_counter()
             make(run)
-            if not any(run.glob("**/model")):
+            if not (run / model).exists():
                 raise SystemExit(f"{name} was stopped; the same command goes on with it")
             found = {"seconds": round(time.perf_counter() - began, 1), "others": company.share()}
             clock.write_text(json.dumps(found))
         self.seconds[name] = json.loads(clock.read_text())["seconds"]
-        return run / "model"
+        return run / model
 
     @property
     def conversations(self) -> tuple[Path, ...]:
@@ -262,7 +262,7 @@ class Bench:
                 )
             )  # fmt: skip
 
-        self.made("ghost", make)
+        self.made("ghost", make, model="run/model")
         recall = json.loads((self.out / "ghost" / "recall.json").read_text())
         report("ghost attention", {"seconds": self.seconds["ghost"], "recall": recall})
 
@@ -281,7 +281,7 @@ class Bench:
                 )
             )  # fmt: skip
 
-        self.made("safety", make)
+        self.made("safety", make, model="amount-100/run/model")
         curves = json.loads((self.out / "safety" / "curves.json").read_text())
         report("safety", {"seconds": self.seconds["safety"], "curves": curves})
 

@@ -10,7 +10,6 @@ is chosen on a tenth of the training pairs.
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.learning import assets
 from benchmarks.measure import report
-from benchmarks.tasks import grams, write
+from benchmarks.tasks import grams, in_a_folder, write
 from llama2.align.reward import train_reward
 from llama2.align.reward_config import RewardConfig
 from llama2.align.scoring import load_reward
@@ -32,7 +31,6 @@ from llama2.checkpoint.store import save
 from llama2.data.interval import wilson
 from llama2.data.preferences.pair import Pair
 from llama2.data.preferences.read import read_pairs
-from llama2.kernels.memory import keep_freed_memory
 from llama2.model.config import ModelConfig, ffn_width
 from llama2.model.transformer import build
 from llama2.tokenizer.train import train_tokenizer
@@ -58,12 +56,15 @@ def reward_model(folder: Path, train: Sequence[Pair]):
         context_length=CONTEXT, rope_theta=1e4, tied_embeddings=True,
     )  # fmt: skip
     save(build(config), folder / "fresh", tokenizer=tokenizer)
-    said = lambda pair, side: [{"role": "assistant", "content": getattr(pair, side)}]  # noqa: E731
     asked = [[asdict(message) for message in pair.prompt] for pair in train]
+
+    def said(pair: Pair, side: str) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": getattr(pair, side)}]
+
     talks = ({"messages": [*a, *said(pair, side)]} for a, pair in zip(asked, train, strict=True) for side in sides)
-    dialogues = write(folder / "dialogues.jsonl", talks)  # pyright: ignore[reportArgumentType]
+    dialogues = write(folder / "dialogues.jsonl", talks)
     records = ({"prompt": a} | {side: said(pair, side) for side in sides} for a, pair in zip(asked, train, strict=True))
-    pairs = write(folder / "pairs.jsonl", records)  # pyright: ignore[reportArgumentType]
+    pairs = write(folder / "pairs.jsonl", records)
     read = FinetuneConfig(
         model=str(folder / "fresh"), data=(dialogues,), out=folder / "read", method="full", batch_size=8, n_epochs=3.0,
         learning_rate=5e-3, warmup_steps=20, dropout=0.1, eval_share=0.01, **TRAINING,
@@ -147,17 +148,7 @@ def harmless(folder: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="keep the files here")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
-    keep_freed_memory()  # as our commands do
-    torch.set_num_threads(options.threads)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        harmless(options.out)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        harmless(Path(folder))
+    in_a_folder(parser, arguments, lambda options: harmless)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -288,7 +288,7 @@ def tuned(
     return load(folder / "run" / "model", device="cpu", max_batch=64)
 
 
-def write(path: Path, records: Iterable[Mapping[str, str]]) -> Path:
+def write(path: Path, records: Iterable[Mapping[str, object]]) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
@@ -320,6 +320,15 @@ TASKS = {"sst2": sst2, "multi30k": multi30k, "csl": csl}
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS)
+    in_a_folder(parser, arguments, lambda options: TASKS[options.task])
+
+
+def in_a_folder(
+    parser: argparse.ArgumentParser,
+    arguments: list[str],
+    chosen: Callable[[argparse.Namespace], Callable[[Path], None]],
+) -> None:
+    """Do what the arguments choose, in a folder that is kept if it is named."""
     parser.add_argument("--out", type=Path, help="keep the files here")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
@@ -327,10 +336,10 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(options.threads)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        TASKS[options.task](options.out)
+        chosen(options)(options.out)
         return
     with tempfile.TemporaryDirectory() as folder:
-        TASKS[options.task](Path(folder))
+        chosen(options)(Path(folder))
 
 
 if __name__ == "__main__":
