@@ -3,15 +3,18 @@
     python -m benchmarks.alignment DEMO OUT [--only reward,reject,dpo,ppo,grpo,ghost,safety,measure] [--quick]
 
 DEMO is the folder of a finished `llama2 demo`. Its base learns to converse first (full fine-tuning; standing
-instructions are obeyed where they are said only, and preprompts mean care), which leaves head-room; every method begins
-with that model and has the exact grade as its reward. Everything is kept in OUT: what is there is not made again.
+instructions are obeyed where they are said only, and preprompts mean care) from people of uneven care: two answers in
+five are flawed. What the best of them can do it can do too, and does not always, which is the head-room that the paper
+sees for alignment (arXiv:2307.09288 sec. 5.1). Every method begins with that model and has the exact grade as its
+reward. Everything is kept in OUT: what is there is not made again.
 """
 
 import argparse
 import dataclasses
 import json
+import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,15 +41,19 @@ from llama2.align.scoring import load_reward
 from llama2.align.task import GRADE
 from llama2.data.interval import wilson
 from llama2.data.storyworld import guarded, instructions, preferences, questions, safety as requests
+from llama2.data.storyworld.corruptions import corrupted
 from llama2.data.storyworld.dialogues import dialogue
 from llama2.data.storyworld.files import line
 from llama2.data.storyworld.stories import Split, separator
+from llama2.data.storyworld.turns import Turn
 from llama2.kernels.memory import keep_freed_memory
 from llama2.train.finetune import finetune
 from llama2.train.finetune_config import FinetuneConfig
 
 CONTEXT = 1024
 N: dict[Split, int] = {"train": 12_000, "heldout": 2_500}
+FLAWED = 0.4
+"""Share of the conversations' answers that are not the right one."""
 TRAINING: dict[str, Any] = dict(dtype="bfloat16", too_long="drop", device="cpu")
 ALL_WEIGHTS: dict[str, Any] = dict(method="full", optimizer="muon")
 
@@ -85,8 +92,9 @@ def plain(seed: int, index: int, split, n_turns: int) -> dict[str, Any]:
     """Return a conversation without a standing instruction."""
     found = dataclasses.replace(dialogue(seed, index, split=split, n_turns=n_turns), standing=None)
     turns = tuple(dataclasses.replace(turn, standing=None) for turn in found.turns)
-    messages = dataclasses.replace(found, turns=turns).messages()
-    return {"messages": [asdict(each) for each in messages], "language": found.language, "instruction": ""}
+    messages = [asdict(each) for each in dataclasses.replace(found, turns=turns).messages()]
+    slip(random.Random(f"plain/{seed}/{index}"), turns, messages)
+    return {"messages": messages, "language": found.language, "instruction": ""}
 
 
 def obedient(index: int, split) -> dict[str, Any]:
@@ -98,10 +106,19 @@ def obedient(index: int, split) -> dict[str, Any]:
         found = dialogue(2, number, split=split, n_turns=1 + index % 3)
     assert found.standing is not None
     messages = [asdict(each) for each in found.messages(with_instruction=False)]
+    slip(random.Random(f"obedient/{index}"), found.turns, messages)
     for each in messages:
         if each["role"] == "user":
             each["content"] = separator(found.language).join((found.standing.text, each["content"]))
     return {"messages": messages, "language": found.language, "instruction": found.standing.text}
+
+
+def slip(rng: random.Random, turns: Sequence[Turn], messages: list[dict[str, Any]]) -> None:
+    """Put flawed answers in place of some right ones."""
+    answers = [each for each in messages if each["role"] == "assistant"]
+    for turn, each in zip(turns, answers, strict=True):
+        if rng.random() < FLAWED:
+            _, each["content"] = corrupted(rng, turn)
 
 
 def wider(base: Path, out: Path) -> Path:

@@ -125,6 +125,8 @@ def _item(where: str, record: dict[str, Any], task: str | None, labels: Mapping[
         value = record.get(key)
         if not isinstance(value, str) and not (value is None and key not in (given, right)):
             raise DataError(f"{key!r} is {value!r}; wanted text")
+    if record.get("history"):
+        raise DataError("the record has a 'history'; a task is judged alone: take the record out, or its last turn apart")
     instruction, language, target = record.get("instruction"), record["language"], record["target_language"]
     if task == "answer" and not (instruction or "").strip():
         raise DataError("the task 'answer' needs its question as 'instruction'")

@@ -92,8 +92,8 @@ class Trainer:
     ):
         """lr_scale: by how much the learning rate of a weight, told by its name, differs from the schedule's."""
         self.model, self.config, self.n_steps, self.world = model, config, n_steps, world
-        if config.optimizer == "muon" and world.size > 1:
-            raise ConfigError(f"optimizer=muon needs whole matrices, and {world.size} processes split them; use adamw")
+        if config.optimizer == "muon" and world.tp > 1:
+            raise ConfigError(f"optimizer=muon needs the whole gradient, and tensor_parallel={world.tp}; use adamw")
         separate = config.dtype == "bfloat16" and config.master_weights and world.dp == 1
         self.masters = MasterWeights(model, separate=separate)
         self.optimizers = make_optimizers(self.masters.weights, config, lr_scale)

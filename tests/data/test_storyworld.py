@@ -8,7 +8,7 @@ import pytest
 from llama2.data.storyworld.files import write_world
 from llama2.data.storyworld.grade import grade
 from llama2.data.storyworld.stories import Story, cast, phrases, split_of, stories, story
-from llama2.data.storyworld.tasks import FROM_ENGLISH, SHARES, TASKS, a_task, questions, tasks
+from llama2.data.storyworld.tasks import FROM_ENGLISH, SHARES, TASKS, a_task, questions, record, tasks
 from llama2.data.storyworld.words import LANGUAGES, table
 from llama2.errors import Llama2Error
 
@@ -142,6 +142,24 @@ def test_tasks_are_of_every_kind_and_translations_are_the_parallel_phrases():
     from_english = [task for task in drawn if task.language == "en"]
     assert {task.instruction for task in from_english} == {"Translate into Spanish."}
     assert len(from_english) == pytest.approx(FROM_ENGLISH["es"] * kinds.count("translate"), rel=0.15)
+
+
+def test_a_story_is_read_once_for_several_tasks():
+    told = story(0, 1)
+    alone = {task.instruction: task for task in tasks(told, "zh")}
+    drawn = [a_task(told, "zh", seed=seed, n_before=2) for seed in range(500)]
+    for task in drawn:
+        if task.task == "translate":
+            assert not task.history and "history" not in record(task)
+            continue
+        (first, right), (second, right_again) = task.history
+        instruction, text = first.split("\n", 1)
+        assert (text, task.input) == (told.text("zh"), "")
+        asked = {instruction: right, second: right_again, task.instruction: task.output}
+        assert len(asked) == 3 and all(alone[each].output == output for each, output in asked.items())
+    assert {task.history[0][0].split("\n")[0] for task in drawn if task.history} == {
+        each.instruction for each in alone.values() if each.task != "translate"
+    }
 
 
 def test_what_is_translated_says_whom_it_is_about_in_every_language():

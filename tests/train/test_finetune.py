@@ -327,6 +327,7 @@ def test_a_micro_batch_that_trains_nothing_changes_nothing(settings, base, tmp_p
 
 PARALLEL = [
     {"method": "lora"},
+    {"method": "lora", "optimizer": "muon"},
     pytest.param({"method": "full"}, marks=pytest.mark.slow),
     pytest.param({"method": "qlora"}, marks=pytest.mark.slow),
     pytest.param({"method": "qlora", "dora": True, "micro_batch_size": 2}, marks=pytest.mark.slow),

@@ -215,6 +215,7 @@ def test_signals_save_and_leave(settings, number):
         ({}, {}),
         ({"dropout": 0.2}, {"tensor_parallel": 2}),  # ranks with the same activations drop the same
         pytest.param({}, {"activation_checkpointing": "full", "micro_batch_size": 2}, marks=pytest.mark.slow),
+        pytest.param({"optimizer": "muon"}, {}, marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_equal_one_process(settings, both, changes):

@@ -4,7 +4,7 @@ world/
   train/ stories.en.txt  stories.es.txt  stories.zh.txt    stories, a blank line between them
          stories.jsonl                                     {"text", "language", "title", "summary"}
          readers.txt                                       exercises, phrase books and vocabularies
-         tasks.jsonl                                       {"instruction", "input", "output", "task", "language"}
+         tasks.jsonl                                       {"instruction", "input", "output", "task", "language", ...}
          dialogues.jsonl                                   {"messages": [{"role", "content"}], "instruction", ...}
          preferences.jsonl                                 {"prompt", "chosen", "rejected", "rating", "kind", ...}
          questions.jsonl                                   {"prompt", "kind", "language", "grading"}: to align by
@@ -23,7 +23,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from llama2.data.storyworld import dialogues, guarded, instructions, preferences
 from llama2.data.storyworld.raw import Dirt, write_raw
 from llama2.data.storyworld.readers import page
 from llama2.data.storyworld.stories import Split, Story, stories
-from llama2.data.storyworld.tasks import a_task
+from llama2.data.storyworld.tasks import N_BEFORE, a_task, record as as_line
 from llama2.data.storyworld.words import LANGUAGES
 from llama2.errors import Llama2Error
 from llama2.files.staging import staged_folder
@@ -99,7 +98,8 @@ def _stories(folder: Path, split: Split, n: int, seed: int, n_turns: int | None)
                 plain[language].write(each.text(language) + "\n\n")
             records.writelines(line(record) for record in told(each))
             for language in LANGUAGES:
-                tasks.write(line(asdict(a_task(each, language, seed=index))))
+                task = a_task(each, language, seed=index, n_before=N_BEFORE if split == "train" else 0)
+                tasks.write(line(as_line(task)))
 
 
 def _conversations(folder: Path, split: Split, n: int, seed: int, n_turns: int | None) -> None:

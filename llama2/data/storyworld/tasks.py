@@ -1,21 +1,24 @@
 """What a story can teach besides itself: titles, summaries, questions, moods, and phrases to translate.
 
-Every record is the instruction format that people bring themselves, `{instruction, input, output}`, with the
+Every record is the instruction format that people bring themselves, `{instruction, input, output, history}`, with the
 task and the language beside it. Answers follow from the facts, so they can be graded exactly.
 """
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from llama2.data.storyworld.stories import Story, cast, phrases
 from llama2.data.storyworld.words import LANGUAGES, Language, table
 
 TASKS = ("title", "summarise", "answer", "sentiment", "translate")
-SHARES = (1, 1, 5, 2, 14)
-"""How often each task comes: there are seven questions to one title, six pairs of languages, and answers and moods are
-a word or two, of which there is little to learn at a time."""
-FROM_ENGLISH: dict[Language, float] = {"en": 0.0, "es": 0.2, "zh": 0.9}
+SHARES = (1, 1, 5, 2, 40)
+"""How often each task is drawn: there are seven questions to one title, six pairs of languages, and answers and moods
+are a word or two, of which there is little to learn at a time. All but translations then come in threes."""
+N_BEFORE = 2
+"""Other tasks asked about a story before the one that is drawn: most of what is read is then read once for three."""
+FROM_ENGLISH: dict[Language, float] = {"en": 0.0, "es": 0.2, "zh": 0.8}
 """How often a translation of a story is one from English into its language: to Chinese is learnt last of all
 (docs/log.md)."""
 
@@ -29,7 +32,10 @@ class Task:
     """Of the instruction; a translation's output is in another."""
     instruction: str
     input: str
+    """The story or the phrase; empty where the story stands in the history."""
     output: str
+    history: tuple[tuple[str, str], ...] = ()
+    """What was asked about the same story before, and answered."""
 
 
 def tasks(story: Story, language: Language) -> Iterator[Task]:
@@ -70,11 +76,37 @@ def questions(story: Story, language: Language) -> Iterator[tuple[str, str]]:
         yield row["ask"][language].format_map(words), answer[language].format_map(words)
 
 
-def a_task(story: Story, language: Language, *, seed: int) -> Task:
-    """Return one task, of the kinds as often as `SHARES` says; of translations some are from English."""
+def a_task(story: Story, language: Language, *, seed: int, n_before: int = 0) -> Task:
+    """Return one task, of the kinds as often as `SHARES` says; of translations some are from English.
+
+    n_before: how many others about the story, of the same shares, stand in its history.
+    """
     rng = random.Random(f"task/{seed}/{language}")
     kind = rng.choices(TASKS, SHARES)[0]
     if kind == "translate" and rng.random() < FROM_ENGLISH[language]:
         said = table("tasks")["instructions"]["translate"]["en"][language]
         return next(task for task in tasks(story, "en") if task.instruction == said)
-    return rng.choice([task for task in tasks(story, language) if task.task == kind])
+    every = list(tasks(story, language))
+    drawn = rng.choice([task for task in every if task.task == kind])
+    if kind == "translate" or not n_before:
+        return drawn
+    others = [task for task in every if task.task != "translate" and task != drawn]
+    share = dict(zip(TASKS, SHARES, strict=True))
+    before: list[Task] = []
+    while len(before) < n_before:
+        kind = rng.choices(TASKS[:-1], [share[each] for each in TASKS[:-1]])[0]
+        found = [task for task in others if task.task == kind and task not in before]
+        before += [rng.choice(found)] if found else []
+    return after(before, drawn)
+
+
+def after(before: list[Task], task: Task) -> Task:
+    """Return a task that is asked after others about the same story, whose text stands in the first question alone."""
+    asked = [f"{before[0].instruction}\n{before[0].input}", *(each.instruction for each in before[1:])]
+    return replace(task, input="", history=tuple(zip(asked, (each.output for each in before), strict=True)))
+
+
+def record(task: Task) -> dict[str, Any]:
+    """Return a task as a line of JSON; without a history where there is none."""
+    line = asdict(task)
+    return line if task.history else {key: value for key, value in line.items() if key != "history"}
