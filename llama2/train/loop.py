@@ -96,7 +96,7 @@ class Trainer:
             raise ConfigError(f"optimizer=muon needs the whole gradient, and tensor_parallel={world.tp}; use adamw")
         separate = config.dtype == "bfloat16" and config.master_weights and world.dp == 1
         self.masters = MasterWeights(model, separate=separate)
-        self.optimizers = make_optimizers(self.masters.weights, config, lr_scale)
+        self.optimizers = make_optimizers(self.masters.weights, config, lr_scale, self.masters.model_weights)
         self.guard = Guard(config.outlier_sigma)
         self.averaged: dict[str, Tensor] = {}
         if config.ema_decay:

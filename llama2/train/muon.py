@@ -7,7 +7,8 @@ torch.optim.Muon has it; matrices of one shape are computed together, which for 
 Where processes hold parts of a matrix, each makes the whole update and keeps its part of it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,9 +24,18 @@ class Muon(torch.optim.Optimizer):
     """For matrices only."""
 
     def __init__(
-        self, params: Iterable[Any], *, lr: float, weight_decay: float = 0.1, momentum: float = 0.95, eps: float = 1e-7
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        eps: float = 1e-7,
+        split_as: Mapping[Tensor, DTensor] = MappingProxyType({}),
     ):
+        """split_as: of each weight that is a part, the split matrix whose part it is."""
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, eps=eps))
+        self.split_as = split_as
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -39,24 +49,38 @@ class Muon(torch.optim.Optimizer):
             momenta, gradients = [self.state[each]["momentum_buffer"] for each in weights], [w.grad for w in weights]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             parts = torch._foreach_lerp(gradients, momenta, group["momentum"])
-            whole = [each.full_tensor() if isinstance(each, DTensor) else each for each in parts]
-            updates = orthogonal(whole, eps=group["eps"])
+            split = [self.split_as.get(each) for each in weights]
+            updates = orthogonal(map(whole, parts, split), eps=group["eps"])
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            sizes = [-group["lr"] * 0.2 * max(each.shape) ** 0.5 for each in weights]
-            scaled = torch._foreach_mul([each.float() for each in updates], sizes)
-            torch._foreach_add_(weights, [like(*pair) for pair in zip(scaled, weights, strict=True)])
+            sizes = [-group["lr"] * 0.2 * max(each.shape) ** 0.5 for each in updates]
+            wide = [each if each.dtype == torch.float64 else each.float() for each in updates]
+            torch._foreach_add_(weights, list(map(part, torch._foreach_mul(wide, sizes), split)))
 
 
-def like(whole: Tensor, weight: Tensor) -> Tensor:
-    """Return what a process holds of a matrix that all of them know, split as the weight is."""
-    if not isinstance(weight, DTensor):
-        return whole
-    return distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
+def whole(mine: Tensor, like: DTensor | None) -> Tensor:
+    """Return the matrix of which each process has a part, as `like` is split; what is not split is whole."""
+    if like is None:
+        return mine
+    place = dict(device_mesh=like.device_mesh, placements=like.placements)
+    return DTensor.from_local(mine, **place, run_check=False, shape=like.shape, stride=like.stride()).full_tensor()
+
+
+def part(matrix: Tensor, like: DTensor | None) -> Tensor:
+    """Return this process's part of a matrix that all of them know."""
+    if like is None:
+        return matrix
+    return distribute_tensor(matrix, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
 
 def orthogonal(matrices: Iterable[Float[Tensor, "M N"]], *, eps: float = 1e-7) -> list[Float[Tensor, "M N"]]:
-    """Return U V^T, about, of each matrix U S V^T: its singular values are between 0.7 and 1.2; in bfloat16."""
-    wide = [each.bfloat16() if len(each) <= each.shape[1] else each.bfloat16().T for each in matrices]
+    """Return U V^T, about, of each matrix U S V^T: its singular values are between 0.7 and 1.2.
+
+    In bfloat16, or in float64 where a matrix is of it: what is next to nothing in a gradient is brought to one as well,
+    so that in bfloat16 sums in another order, of several processes, can give another update.
+    """
+    matrices = list(matrices)
+    exact = [each if each.dtype == torch.float64 else each.bfloat16() for each in matrices]
+    wide = [each if len(each) <= each.shape[1] else each.T for each in exact]
     alike: dict[torch.Size, list[int]] = {}
     for number, each in enumerate(wide):
         alike.setdefault(each.shape, []).append(number)

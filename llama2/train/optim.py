@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -109,12 +110,16 @@ class MasterWeights:
 
 
 def make_optimizers(
-    weights: Mapping[str, Tensor], config: RunConfig, lr_scale: Callable[[str], float] = lambda name: 1.0
+    weights: Mapping[str, Tensor],
+    config: RunConfig,
+    lr_scale: Callable[[str], float] = lambda name: 1.0,
+    split_as: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizers of all weights: AdamW, and Muon for the blocks' matrices where it is asked for.
 
     Matrices are decayed, vectors are not. Muon's update is scaled to the size that AdamW's would have
     (arXiv:2502.16982 eq. 4), so one learning rate serves both. lr_scale: a factor to it for a weight, by its name.
+    split_as: the model's own weights, where those to be trained are this process's parts of them.
     """
     is_muons = {name: config.optimizer == "muon" and w.ndim == 2 and "layers." in name for name, w in weights.items()}
     groups: dict[tuple[bool, bool, float], list[Tensor]] = {}
@@ -134,7 +139,8 @@ def make_optimizers(
             optimizers.append(torch.optim.AdamW(sorts[False], **settings, fused=_can_fuse(weights.values())))
     if sorts[True]:
         settings = dict(lr=config.learning_rate, weight_decay=config.weight_decay, momentum=0.95)
-        optimizers.append(Muon(sorts[True], **settings))
+        split = {weights[name]: like for name, like in split_as.items() if isinstance(like, DTensor)}
+        optimizers.append(Muon(sorts[True], **settings, split_as=split))
     return optimizers
 
 
