@@ -163,14 +163,18 @@ class Bench:
     @property
     def conversations(self) -> tuple[Path, ...]:
         """What the chat model learns from; of refusals only those under a preprompt."""
-        tasks = self.demo / "world" / "train" / "tasks.jsonl"
-        return (self.train / "talks.jsonl", self.train / "guarded.jsonl", tasks)
+        return (self.train / "talks.jsonl", *self.right)
+
+    @property
+    def right(self) -> tuple[Path, ...]:
+        """The part of it in which every answer is right."""
+        return (self.train / "guarded.jsonl", self.demo / "world" / "train" / "tasks.jsonl")
 
     def converse(self, run: Path) -> None:
         base = wider(self.demo / "run" / "model", self.out)
         finetune(
             FinetuneConfig(
-                model=str(base), data=self.conversations, weights=(0.7, 0.1, 0.2), method="full", out=run, resume=True,
+                model=str(base), data=self.conversations, weights=(0.6, 0.2, 0.2), method="full", out=run, resume=True,
                 sequence_length=CONTEXT, batch_size=4, max_steps=self.steps(2500), optimizer="muon", learning_rate=5e-3,
                 weight_decay=0.1, min_lr_share=0.03, warmup_steps=0 if self.quick else 20, **TRAINING,
             )
@@ -232,7 +236,7 @@ class Bench:
                     model=str(self.sft), prompts=(self.train / "questions.jsonl",), reward=GRADE, out=run, resume=True,
                     n_rounds=1 if self.quick else 3, n_samples=8, n_prompts=20 if self.quick else 800, least_gap=0.2,
                     temperatures=(1.0,), max_new_tokens=150, tolerance=0.02, learning_rate=1e-3, batch_size=8,
-                    n_epochs=2.0, replay=self.conversations, replay_share=0.5, **ALL_WEIGHTS, **TRAINING,
+                    n_epochs=2.0, replay=self.right, replay_share=0.3, **ALL_WEIGHTS, **TRAINING,
                 )
             )  # fmt: skip
 

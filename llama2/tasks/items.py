@@ -126,7 +126,7 @@ def _item(where: str, record: dict[str, Any], task: str | None, labels: Mapping[
         if not isinstance(value, str) and not (value is None and key not in (given, right)):
             raise DataError(f"{key!r} is {value!r}; wanted text")
     if record.get("history"):
-        raise DataError("the record has a 'history'; a task is judged alone: take the record out, or its last turn apart")
+        raise DataError("it has a 'history', and a task is judged alone; take the record out, or name another file")
     instruction, language, target = record.get("instruction"), record["language"], record["target_language"]
     if task == "answer" and not (instruction or "").strip():
         raise DataError("the task 'answer' needs its question as 'instruction'")

@@ -61,8 +61,10 @@ def whole(mine: Tensor, like: DTensor | None) -> Tensor:
     """Return the matrix of which each process has a part, as `like` is split; what is not split is whole."""
     if like is None:
         return mine
-    place = dict(device_mesh=like.device_mesh, placements=like.placements)
-    return DTensor.from_local(mine, **place, run_check=False, shape=like.shape, stride=like.stride()).full_tensor()
+    parts = DTensor.from_local(
+        mine, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+    return parts.full_tensor()
 
 
 def part(matrix: Tensor, like: DTensor | None) -> Tensor:

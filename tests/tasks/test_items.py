@@ -53,6 +53,7 @@ def test_pairs_of_text_and_label(tmp_path):
         ({"task": "title", "input": "a", "output": 3}, "'output' is 3"),
         ({"task": "title", "input": " ", "output": "b"}, "is empty"),
         ({"task": "answer", "input": "a", "output": "b"}, "needs its question"),
+        ({"task": "title", "input": "", "output": "b", "history": [["c", "d"]]}, "x.jsonl:1: it has a 'history'"),
         ([1], "a list stands here"),
     ],
 )
