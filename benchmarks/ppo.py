@@ -1,11 +1,11 @@
 """How many answers a second PPO learns from: sampled by the engine, or by transformers' `generate` in padded batches.
 
-    python -m benchmarks.ppo MODEL QUESTIONS [--answers 128] [--batch 64] [--dtype float32] [--rounds 3]
+    python -m benchmarks.ppo MODEL QUESTIONS [--answers 256] [--generations 8] [--batch 256] [--rounds 3]
 
-MODEL is a chat model's folder, QUESTIONS a file of prompts (questions.jsonl of `llama2 world`). An iteration samples an
-answer to each prompt, asks policy, reference and value model for every token's numbers, and takes its steps; the peer
-differs in the sampling only, written as people write it: left-padded batches of equal size, each as long as its longest
-answer. Both sample the same distribution, not the same answers.
+MODEL is a chat model's folder, QUESTIONS a file of prompts (questions.jsonl of `llama2 world`). An iteration samples
+answers to some prompts, several to each, asks policy, reference and value model for every token's numbers, and takes
+its steps; the peer differs in the sampling only, written as people write it: left-padded batches of equal size, each as
+long as its longest answer. Both sample the same distribution, not the same answers.
 """
 
 import argparse
@@ -51,9 +51,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("questions", type=Path)
-    parser.add_argument("--answers", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--answers", type=int, default=256)
+    parser.add_argument("--generations", type=int, default=8, help="answers to each prompt")
+    parser.add_argument("--batch", type=int, default=256, help="answers at a time, of both sides")
+    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     keep_freed_memory()  # as our commands do
@@ -68,7 +69,8 @@ def main() -> None:
         else:
             theirs = their_model(merged(model))
             began = time.perf_counter()  # a copy of the weights is not what is compared
-            found = naive(theirs, prompts, numbers, sampling, arguments.batch, rest["seed"])
+            each_n_times = [number for number in numbers for _ in range(rest["n"])]
+            found = naive(theirs, prompts, each_n_times, sampling, arguments.batch, rest["seed"])
         seconds[side].append(time.perf_counter() - began)
         counts[side].append(sum(len(each.ids) for each in found))
         return found
@@ -82,6 +84,7 @@ def main() -> None:
                 PpoConfig(
                     model=str(arguments.model), prompts=(arguments.questions,), reward="grade", n_iterations=1,
                     batch_size=arguments.answers, mini_batch_size=arguments.answers // 4, eval_share=0.0,
+                    n_generations=arguments.generations,
                     too_long="drop", max_new_tokens=128, dtype=arguments.dtype, out=Path(folder) / "run",
                     outlier_sigma=0.0, device="cpu",
                 )
@@ -97,7 +100,8 @@ def main() -> None:
         "ppo sampling",
         {
             "model": arguments.model.name, "dtype": arguments.dtype, "answers": arguments.answers,
-            "batch": arguments.batch, "llama2_s": round(ours, 2), "transformers_s": round(peers, 2),
+            "generations": arguments.generations, "batch": arguments.batch, "llama2_s": round(ours, 2),
+            "transformers_s": round(peers, 2),
             "answers_per_s": round(arguments.answers / ours, 2), "ratio": round(per_token[1] / per_token[0], 3),
             "whole_run_s": {name: round(value, 2) for name, value in whole.items()}, "others": company.share(),
         },
