@@ -41,14 +41,14 @@ FULL = Size(
     ),
     finetuning=dict(
         weights=(0.95, 0.05), replay_share=0.15, too_long="drop", lora_r=8, optimizer="muon", learning_rate=5e-3,
-        min_lr_share=0.02, sequence_length=400, batch_size=10, max_steps=950, warmup_steps=20, dtype="bfloat16",
+        min_lr_share=0.02, sequence_length=400, batch_size=10, max_steps=1150, warmup_steps=20, dtype="bfloat16",
         eval_every=250, save_every=250, eval_tokens=20_000,
     ),
     reward=dict(
-        batch_size=32, max_steps=120, learning_rate=2e-3, dtype="bfloat16", too_long="drop", eval_share=0.02,
+        batch_size=32, max_steps=80, learning_rate=2e-3, dtype="bfloat16", too_long="drop", eval_share=0.02,
     ),
     aligning=dict(
-        method="full", loss="orpo", optimizer="muon", batch_size=16, max_steps=500, learning_rate=5e-3, beta=0.2,
+        method="full", loss="orpo", optimizer="muon", batch_size=16, max_steps=600, learning_rate=5e-3, beta=0.2,
         dtype="bfloat16", too_long="drop", eval_share=0.02,
     ),
     n_graded=100,
