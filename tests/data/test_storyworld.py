@@ -8,7 +8,7 @@ import pytest
 from llama2.data.storyworld.files import write_world
 from llama2.data.storyworld.grade import grade
 from llama2.data.storyworld.stories import Story, cast, phrases, split_of, stories, story
-from llama2.data.storyworld.tasks import FROM_ENGLISH, SHARES, TASKS, a_task, questions, record, tasks
+from llama2.data.storyworld.tasks import FROM_ENGLISH, SHARES, TASKS, a_task, lesson, questions, record, tasks
 from llama2.data.storyworld.words import LANGUAGES, table
 from llama2.errors import Llama2Error
 
@@ -135,7 +135,7 @@ def test_tasks_are_of_every_kind_and_translations_are_the_parallel_phrases():
     assert {*places} >= {0, 1, 2, 3, 4, 5}
     assert sum(at > 1 for at in places) >= 20  # neither titles nor summaries
     each = story(0, 1)
-    drawn = [a_task(each, "es", seed=seed) for seed in range(2_000)]
+    drawn = [lesson(each, "es", seed=seed) for seed in range(2_000)]
     kinds = [task.task for task in drawn]
     expected = [2_000 * share / sum(SHARES) for share in SHARES]
     assert all(0.7 * n < kinds.count(kind) < 1.3 * n for kind, n in zip(TASKS, expected, strict=True))
@@ -147,7 +147,7 @@ def test_tasks_are_of_every_kind_and_translations_are_the_parallel_phrases():
 def test_a_story_is_read_once_for_several_tasks():
     told = story(0, 1)
     alone = {task.instruction: task for task in tasks(told, "zh")}
-    drawn = [a_task(told, "zh", seed=seed, n_before=2) for seed in range(500)]
+    drawn = [lesson(told, "zh", seed=seed) for seed in range(500)]
     for task in drawn:
         if task.task == "translate":
             assert not task.history and "history" not in record(task)
@@ -160,6 +160,9 @@ def test_a_story_is_read_once_for_several_tasks():
     assert {task.history[0][0].split("\n")[0] for task in drawn if task.history} == {
         each.instruction for each in alone.values() if each.task != "translate"
     }
+    judged_by = [a_task(told, "zh", seed=seed) for seed in range(500)]
+    assert not any(task.history for task in judged_by)
+    assert all(80 <= sum(task.task == kind for task in judged_by) <= 120 for kind in TASKS)
 
 
 def test_what_is_translated_says_whom_it_is_about_in_every_language():

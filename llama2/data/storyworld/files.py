@@ -31,7 +31,7 @@ from llama2.data.storyworld import dialogues, guarded, instructions, preferences
 from llama2.data.storyworld.raw import Dirt, write_raw
 from llama2.data.storyworld.readers import page
 from llama2.data.storyworld.stories import Split, Story, stories
-from llama2.data.storyworld.tasks import N_BEFORE, a_task, record as as_line
+from llama2.data.storyworld.tasks import a_task, lesson, record as as_line
 from llama2.data.storyworld.words import LANGUAGES
 from llama2.errors import Llama2Error
 from llama2.files.staging import staged_folder
@@ -98,8 +98,8 @@ def _stories(folder: Path, split: Split, n: int, seed: int, n_turns: int | None)
                 plain[language].write(each.text(language) + "\n\n")
             records.writelines(line(record) for record in told(each))
             for language in LANGUAGES:
-                task = a_task(each, language, seed=index, n_before=N_BEFORE if split == "train" else 0)
-                tasks.write(line(as_line(task)))
+                task = lesson if split == "train" else a_task
+                tasks.write(line(as_line(task(each, language, seed=index))))
 
 
 def _conversations(folder: Path, split: Split, n: int, seed: int, n_turns: int | None) -> None:

@@ -14,7 +14,7 @@ from llama2.data.storyworld.words import LANGUAGES, Language, table
 
 TASKS = ("title", "summarise", "answer", "sentiment", "translate")
 SHARES = (1, 1, 5, 2, 40)
-"""How often each task is drawn: there are seven questions to one title, six pairs of languages, and answers and moods
+"""How often each task is drawn to learn from: there are seven questions to one title, six pairs of languages, and answers and moods
 are a word or two, of which there is little to learn at a time. All but translations then come in threes."""
 N_BEFORE = 2
 """Other tasks asked about a story before the one that is drawn: most of what is read is then read once for three."""
@@ -76,10 +76,17 @@ def questions(story: Story, language: Language) -> Iterator[tuple[str, str]]:
         yield row["ask"][language].format_map(words), answer[language].format_map(words)
 
 
-def a_task(story: Story, language: Language, *, seed: int, n_before: int = 0) -> Task:
-    """Return one task, of the kinds as often as `SHARES` says; of translations some are from English.
+def a_task(story: Story, language: Language, *, seed: int) -> Task:
+    """Return one task to be judged by, of each kind as often."""
+    rng = random.Random(f"task/{seed}/{language}")
+    kind = rng.choice(TASKS)
+    return rng.choice([task for task in tasks(story, language) if task.task == kind])
 
-    n_before: how many others about the story, of the same shares, stand in its history.
+
+def lesson(story: Story, language: Language, *, seed: int) -> Task:
+    """Return one task to learn from, of the kinds as often as `SHARES` says.
+
+    Of translations some are from English; the others are asked after `N_BEFORE` tasks about the same story.
     """
     rng = random.Random(f"task/{seed}/{language}")
     kind = rng.choices(TASKS, SHARES)[0]
@@ -88,12 +95,12 @@ def a_task(story: Story, language: Language, *, seed: int, n_before: int = 0) ->
         return next(task for task in tasks(story, "en") if task.instruction == said)
     every = list(tasks(story, language))
     drawn = rng.choice([task for task in every if task.task == kind])
-    if kind == "translate" or not n_before:
+    if kind == "translate":
         return drawn
     others = [task for task in every if task.task != "translate" and task != drawn]
     share = dict(zip(TASKS, SHARES, strict=True))
     before: list[Task] = []
-    while len(before) < n_before:
+    while len(before) < N_BEFORE:
         kind = rng.choices(TASKS[:-1], [share[each] for each in TASKS[:-1]])[0]
         found = [task for task in others if task.task == kind and task not in before]
         before += [rng.choice(found)] if found else []
