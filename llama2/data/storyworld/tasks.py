@@ -14,8 +14,9 @@ from llama2.data.storyworld.words import LANGUAGES, Language, table
 
 TASKS = ("title", "summarise", "answer", "sentiment", "translate")
 SHARES = (1, 1, 5, 2, 40)
-"""How often each task is drawn to learn from: there are seven questions to one title, six pairs of languages, and answers and moods
-are a word or two, of which there is little to learn at a time. All but translations then come in threes."""
+"""How often each task is drawn to learn from: there are seven questions to one title, six pairs of languages, and
+answers and moods are a word or two, of which there is little to learn at a time. All but translations then come in
+threes."""
 N_BEFORE = 2
 """Other tasks asked about a story before the one that is drawn: most of what is read is then read once for three."""
 FROM_ENGLISH: dict[Language, float] = {"en": 0.0, "es": 0.2, "zh": 0.8}
