@@ -317,7 +317,7 @@ class Bench:
             begun = found if begun is None else begun
             values = {key: rounded(value) for key, value in asdict(found).items()}
             closed = (found.grade - begun.grade) / (1 - begun.grade)
-            report("alignment", {"method": name, "seconds": self.seconds[name], "closed": round(closed, 3), **values})
+            report("alignment", {"model": name, "seconds": self.seconds[name], "closed": round(closed, 3), **values})
 
 
 def found_unsafe(model, pairs) -> dict[str, object]:

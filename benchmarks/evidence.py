@@ -127,6 +127,8 @@ AIMS = (
     Aim("sst2", "", "bfloat16", "accuracy", 78.0, ""),
     Aim("multi30k", "", "bfloat16", "usual: chrF - baseline", 10.0, ""),
     Aim("multi30k", "", "bfloat16", "best: chrF - baseline", 10.0, ""),
+    *(Aim("alignment", name, "", "closed", 0.3, "docs/alignment.md.") for name in ("reject", "dpo", "ppo", "grpo")),
+    Aim("ppo sampling", "model", "bfloat16", "ratio", 3.0, ""),
 )  # fmt: skip
 
 
