@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from llama2.data.batch import IGNORE, Batch, Span, collate
+from llama2.errors import ConfigError
 from llama2.model.config import ModelConfig
 from llama2.model.losses import next_token_loss
 from llama2.model.transformer import build
+from llama2.parallel.mesh import World
 from llama2.train.config import TrainConfig
 from llama2.train.loop import Trainer
 
@@ -35,6 +37,12 @@ def trainer(dtype="float64", **settings):
 
 def weights(of):
     return torch.cat([weight.detach().flatten() for weight in of.masters.weights.values()])
+
+
+def test_muon_does_not_take_part_of_a_gradient_for_the_whole():
+    config = TrainConfig(dtype="float64", optimizer="muon")
+    with pytest.raises(ConfigError, match="tensor_parallel=2; use adamw"):
+        Trainer(build(CONFIG, dtype=torch.float64), config, n_steps=1, world=World(size=2, tp=2))
 
 
 @pytest.mark.parametrize("settings", [{}, {"optimizer": "muon"}, {"max_grad_norm": 0.0}, {"ema_decay": 0.5}])

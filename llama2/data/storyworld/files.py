@@ -91,6 +91,7 @@ def _stories(folder: Path, split: Split, n: int, seed: int, n_turns: int | None)
             return stack.enter_context((folder / name).open("w", encoding="utf-8", newline="\n"))
 
         plain = {language: create(f"stories.{language}.txt") for language in LANGUAGES}
+        draw = lesson if split == "train" else a_task
         records, tasks, readers = (create(name) for name in ("stories.jsonl", "tasks.jsonl", "readers.txt"))
         for index, each in enumerate(stories(seed, n, split=split)):
             readers.write(page(each, index) + "\n\n")
@@ -98,8 +99,7 @@ def _stories(folder: Path, split: Split, n: int, seed: int, n_turns: int | None)
                 plain[language].write(each.text(language) + "\n\n")
             records.writelines(line(record) for record in told(each))
             for language in LANGUAGES:
-                task = lesson if split == "train" else a_task
-                tasks.write(line(as_line(task(each, language, seed=index))))
+                tasks.write(line(as_line(draw(each, language, seed=index))))
 
 
 def _conversations(folder: Path, split: Split, n: int, seed: int, n_turns: int | None) -> None:
