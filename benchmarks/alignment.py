@@ -1,6 +1,6 @@
 """What each method of alignment does to the story world's model, by exact judges; one JSON line for each claim.
 
-    python -m benchmarks.alignment DEMO OUT [--only reward,reject,dpo,ppo,grpo,ghost,safety,measure] [--quick]
+    python -m benchmarks.alignment DEMO OUT [--only reward,reject,dpo,ppo,grpo,latest,measure,ghost,safety] [--quick]
 
 DEMO is the folder of a finished `llama2 demo`. Its base learns to converse first (full fine-tuning; standing
 instructions are obeyed where they are said only, and preprompts mean care) from people of uneven care: two answers in
@@ -14,7 +14,7 @@ import dataclasses
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,20 +72,13 @@ def write_world(out: Path, n: Mapping[Split, int]) -> None:
             "safety": (requests.record(each) for each in requests.safety_requests(0, count, split=split)),
             "guarded": guarded.guarded_requests(0, count, split=split),
             "instructions": instructions.instructions(0, count, split=split),
-            "talks": talks(count, split),
+            "talks": (plain(1, index, split, 20 if index % 4 == 0 else 1 + index % 5) for index in range(count // 2)),
+            "obedient": (obedient(index, split) for index in range(count // 2)),
+            "combined": (obedient(index, split, n_parts=2) for index in range(count // 2)),
             "long": (plain(0, index, split, 20) for index in range(min(count, 400))),
         }.items():
             (partial / f"{name}.jsonl").write_text("".join(line(each) for each in lines), encoding="utf-8")
         partial.rename(folder)
-
-
-def talks(n: int, split) -> Iterator[dict[str, Any]]:
-    """Yield conversations: every other one without an instruction, every fourth of those of twenty turns."""
-    for index in range(n):
-        if index % 2:
-            yield obedient(index, split)
-        else:
-            yield plain(1, index, split, 20 if index % 8 == 0 else 1 + index % 5)
 
 
 def plain(seed: int, index: int, split, n_turns: int) -> dict[str, Any]:
@@ -97,13 +90,19 @@ def plain(seed: int, index: int, split, n_turns: int) -> dict[str, Any]:
     return {"messages": messages, "language": found.language, "instruction": ""}
 
 
-def obedient(index: int, split) -> dict[str, Any]:
-    """Return a short conversation in which the instruction is said with every question."""
-    number = index
-    found = dialogue(2, number, split=split, n_turns=1 + index % 3)
-    while found.standing is None:
+def obedient(index: int, split, *, n_parts: int = 0) -> dict[str, Any]:
+    """Return a conversation in which the instruction is said with every question, and never forgotten.
+
+    Every other one is played in a role, which takes most learning: which animal says what. n_parts: of the
+    instruction; one or two if it is 0.
+    """
+    number, n_turns = index, 2 + index // 2 % 5
+    while True:
+        found = dialogue(2, number, split=split, n_turns=n_turns)
+        kinds = found.standing.kinds if found.standing else ()
+        if len(kinds) in ((n_parts,) if n_parts else (1, 2)) and ("role" in kinds or index % 2):
+            break
         number += 1_000_003
-        found = dialogue(2, number, split=split, n_turns=1 + index % 3)
     assert found.standing is not None
     messages = [asdict(each) for each in found.messages(with_instruction=False)]
     slip(random.Random(f"obedient/{index}"), found.turns, messages)
@@ -118,20 +117,22 @@ def slip(rng: random.Random, turns: Sequence[Turn], messages: list[dict[str, Any
     answers = [each for each in messages if each["role"] == "assistant"]
     for turn, each in zip(turns, answers, strict=True):
         if rng.random() < FLAWED:
-            _, each["content"] = corrupted(rng, turn)
+            flaw, worse = corrupted(rng, turn)
+            each["content"] = each["content"] if flaw == "instruction_forgotten" else worse
 
 
-def wider(base: Path, out: Path) -> Path:
-    """Return the demo's base with a context of CONTEXT: its positions need no weights."""
-    folder = out / "base"
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        for file in base.iterdir():
-            if file.is_file():
-                (folder / file.name).write_bytes(file.read_bytes())
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": CONTEXT}, indent=1))
-    return folder
+def widen(base: Path, to: Path) -> None:
+    """Write the demo's base with a context of CONTEXT: its positions need no weights."""
+    if to.exists():
+        return
+    partial = to.with_name(f".{to.name}")
+    partial.mkdir(parents=True, exist_ok=True)
+    for file in base.iterdir():
+        if file.is_file():
+            (partial / file.name).write_bytes(file.read_bytes())
+    config = json.loads((base / "config.json").read_text())
+    (partial / "config.json").write_text(json.dumps(config | {"max_position_embeddings": CONTEXT}, indent=1))
+    partial.rename(to)
 
 
 class Bench:
@@ -163,7 +164,7 @@ class Bench:
     @property
     def conversations(self) -> tuple[Path, ...]:
         """What the chat model learns from; of refusals only those under a preprompt."""
-        return (self.train / "talks.jsonl", *self.right)
+        return (self.train / "talks.jsonl", self.train / "obedient.jsonl", *self.right)
 
     @property
     def right(self) -> tuple[Path, ...]:
@@ -171,12 +172,26 @@ class Bench:
         return (self.train / "guarded.jsonl", self.demo / "world" / "train" / "tasks.jsonl")
 
     def converse(self, run: Path) -> None:
-        base = wider(self.demo / "run" / "model", self.out)
+        widen(self.demo / "run" / "model", self.out / "base")
+        self.finetuned(
+            run, self.out / "base", self.conversations, weights=(0.3, 0.3, 0.2, 0.2), max_steps=self.steps(4000)
+        )
+
+    @property
+    def obedient(self) -> Path:
+        """The chat model after more conversations under instructions: what is not obeyed at once cannot be kept."""
+        names, weights = ("talks", "obedient", "combined"), (0.2, 0.4, 0.4)
+        data = tuple(self.train / f"{name}.jsonl" for name in names)
+        return self.made(
+            "obedient", lambda run: self.finetuned(run, self.sft, data, weights=weights, max_steps=self.steps(1500))
+        )
+
+    def finetuned(self, run: Path, model: Path, data: tuple[Path, ...], **settings: Any) -> None:
         finetune(
             FinetuneConfig(
-                model=str(base), data=self.conversations, weights=(0.6, 0.2, 0.2), method="full", out=run, resume=True,
-                sequence_length=CONTEXT, batch_size=4, max_steps=self.steps(2500), optimizer="muon", learning_rate=5e-3,
-                weight_decay=0.1, min_lr_share=0.03, warmup_steps=0 if self.quick else 20, **TRAINING,
+                model=str(model), data=data, method="full", out=run, resume=True, sequence_length=CONTEXT, batch_size=4,
+                optimizer="muon", learning_rate=5e-3, weight_decay=0.1, min_lr_share=0.03,
+                warmup_steps=0 if self.quick else 20, **settings, **TRAINING,
             )
         )  # fmt: skip
 
@@ -230,24 +245,30 @@ class Bench:
     # Methods
 
     def reject(self) -> Path:
-        def make(run: Path) -> None:
-            reject(
-                RejectConfig(
-                    model=str(self.sft), prompts=(self.train / "questions.jsonl",), reward=GRADE, out=run, resume=True,
-                    n_rounds=1 if self.quick else 3, n_samples=8, n_prompts=20 if self.quick else 800, least_gap=0.2,
-                    temperatures=(1.0,), max_new_tokens=150, tolerance=0.02, learning_rate=1e-3, batch_size=8,
-                    n_epochs=2.0, replay=self.right, replay_share=0.3, **ALL_WEIGHTS, **TRAINING,
-                )
-            )  # fmt: skip
+        return self.rounds("reject")
 
-        return self.made("reject", make)
+    def latest(self) -> Path:
+        """Rounds that learn the newest answers alone, with which the paper saw its models forget."""
+        return self.rounds("latest", keep_earlier=False)
+
+    def rounds(self, name: str, **changes: Any) -> Path:
+        def make(run: Path) -> None:
+            settings: dict[str, Any] = dict(
+                model=str(self.sft), prompts=(self.train / "questions.jsonl",), reward=GRADE, out=run, resume=True,
+                n_rounds=1 if self.quick else 3, n_samples=8, n_prompts=20 if self.quick else 320, least_gap=0.2,
+                temperatures=(1.0,), max_new_tokens=150, tolerance=0.02, learning_rate=1e-3, batch_size=8,
+                n_epochs=2.0, replay=self.right, replay_share=0.3, **ALL_WEIGHTS, **TRAINING,
+            )  # fmt: skip
+            reject(RejectConfig(**settings | changes))
+
+        return self.made(name, make)
 
     def online(self) -> dict[str, Any]:
-        n = 16 if self.quick else 256
+        n = 32 if self.quick else 256
         return dict(
             model=str(self.sft), prompts=(self.train / "questions.jsonl",), eval_share=0.0, reward=GRADE, resume=True,
-            max_new_tokens=150, n_iterations=self.steps(50), batch_size=n, mini_batch_size=n // 2, n_generations=8,
-            learning_rate=6e-4, kl_coef=0.01, **ALL_WEIGHTS, **TRAINING,
+            max_new_tokens=150, n_iterations=self.steps(36), batch_size=n, mini_batch_size=n // 2, n_generations=8,
+            learning_rate=7e-4, kl_coef=0.01, **ALL_WEIGHTS, **TRAINING,
         )  # fmt: skip
 
     def ppo(self) -> Path:
@@ -277,7 +298,7 @@ class Bench:
                     model=str(self.sft), dialogues=(self.train / "talks.jsonl",),
                     instructions=self.train / "instructions.jsonl", eval_dialogues=self.held_out / "long.jsonl",
                     eval_instructions=self.held_out / "instructions.jsonl", out=run, resume=True, n_dialogues=n,
-                    n_eval=4 if self.quick else 100, max_new_tokens=150, method="lora", optimizer="muon",
+                    n_eval=4 if self.quick else 100, max_new_tokens=180, method="lora", optimizer="muon",
                     learning_rate=3e-3, batch_size=8, n_epochs=4.0, replay=(self.train / "talks.jsonl",),
                     replay_share=0.2, dtype="bfloat16", device="cpu",
                 )
@@ -348,14 +369,14 @@ def rounded(value: object) -> object:
     return {key: rounded(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
-METHODS = ("reject", "dpo", "ppo", "grpo")
+METHODS = ("reject", "dpo", "ppo", "grpo", "latest")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", default="reward,reject,dpo,ppo,grpo,measure,ghost,safety")
+    parser.add_argument("--only", default="reward,reject,dpo,ppo,grpo,latest,measure,ghost,safety")
     parser.add_argument("--quick", action="store_true", help="a trace of everything")
     arguments = parser.parse_args()
     keep_freed_memory()  # as our commands do

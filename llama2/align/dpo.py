@@ -179,7 +179,7 @@ def pair_loss(config: DpoConfig, reference: Tensor | None) -> LossFn:
     """Return the loss of a batch of pairs; reference: ln p_ref of all rows of their set."""
 
     def loss_fn(model: Transformer, batch: PairBatch) -> tuple[Tensor, int, dict[str, float]]:
-        p, n = per_row(token_logprobs(model, batch.rows), batch.rows.targets)
+        p, n = (each[batch.sides] for each in per_row(token_logprobs(model, batch.rows), batch.rows.targets))
         rows = torch.cat([2 * batch.numbers, 2 * batch.numbers + 1])
         losses, margins = judged_pairs(config, p, n, None if reference is None else reference.to(p.device)[rows])
         chosen, rejected = p.detach().chunk(2)

@@ -152,7 +152,7 @@ def reward_loss(config: RewardConfig) -> LossFn:
     table, weight = torch.tensor([*MARGINS[config.margin][::-1], 0.0], dtype=torch.float64), config.weight_of_safety
 
     def loss_fn(model: Transformer, batch: PairBatch) -> tuple[Tensor, int, dict[str, float]]:
-        ends = at_ends(hidden_states(model, batch.rows), batch.ends)
+        ends = at_ends(hidden_states(model, batch.rows), batch.ends)[batch.sides]
         chosen, rejected = read_head(model, "score", ends).chunk(2)
         counts = batch.numbers >= 0
         margins = batch.margins + table.to(chosen.device)[batch.ratings]  # of an unknown rating, -1, the last: 0

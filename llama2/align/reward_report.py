@@ -58,7 +58,7 @@ def gaps_of(model: Path, pairs: PairSet, *, batch_size: int = 32) -> Tensor:
     scorer = store.load_scored(model, dtype="float32").eval()
     gaps = []
     for batch in in_order(pairs, batch_size):
-        ends = at_ends(hidden_states(scorer, batch.rows), batch.ends)
+        ends = at_ends(hidden_states(scorer, batch.rows), batch.ends)[batch.sides]
         chosen, rejected = read_head(scorer, "score", ends).chunk(2)
         gaps.append(chosen - rejected)
     return torch.cat(gaps)

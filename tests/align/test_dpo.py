@@ -345,7 +345,7 @@ def test_answers_to_one_prompt_alone_are_refused(settings, tmp_path):
     records = [{"prompt": "Hi", "chosen": f"Yes {i}", "rejected": "No"} for i in range(9)]
     data = write(tmp_path / "pairs.jsonl", records)
     with pytest.raises(DataError, match="holds no answer to another prompt to compare with, which kto does"):
-        train_dpo(settings(loss="kto", data=(data,), eval_data=None))
+        train_dpo(settings(loss="kto", data=(data,), eval_data=None, eval_share=0.0))
 
 
 # What is learnt does not depend on how it is computed
@@ -456,7 +456,7 @@ REFUSED = [
     ({"loss": "kto"}, [*labelled(pair(1)), pair(2)], "data.jsonl:3: a pair of answers stands here; wanted one answer"),
     ({}, [pair(1), LONG], "data.jsonl:2 has 103 tokens with its prompt and a row holds 80"),
     ({}, [{"prompt": "Hi", "chosen": "Yes", "rejected": "Yes"}], "data.jsonl:1: 'chosen' and 'rejected' are the same"),
-    ({"eval_data": None}, [pair(1)], "has 1 pairs, too few to set 0.05 of them aside"),
+    ({"eval_data": None}, [pair(1)], "has 1 pairs about 1 prompts, too few to set 0.05 of them aside"),
     ({"eval_data": None, "eval_share": 0.0, "early_stop": 1}, None, "early_stop needs something to judge by"),
 ]  # fmt: skip
 

@@ -64,7 +64,7 @@ def test_the_loss_of_a_batch_by_hand(chat, pairs, settings, margin):
     total = right = 0.0
     for i in range(8):
         scores, safe = [], []
-        for row in (i, 8 + i):
+        for row in (int(batch.sides[i]), int(batch.sides[8 + i])):
             end = int(batch.ends[row])
             hidden = model.hidden(batch.rows.tokens[row : row + 1, : end + 1])[0, -1]  # alone, without padding
             scores.append(hidden @ model.heads["score"].weight[0])

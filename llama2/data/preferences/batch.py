@@ -24,11 +24,13 @@ MULTIPLE = 32
 
 @dataclass(frozen=True)
 class PairBatch:
-    """B pairs as 2B rows of T tokens: the chosen sides, then the rejected ones in the same order."""
+    """B pairs as R rows of T tokens. An answer that stands in several pairs about its prompt is one row."""
 
     rows: Batch
     ends: Int[Tensor, " R"]
-    """Where the last token of each of the R = 2B rows stands."""
+    """Where the last token of each row stands."""
+    sides: Int[Tensor, " S"]
+    """Which row is each of the S = 2B sides: the chosen ones, then the rejected ones in the same order."""
     ratings: Int[Tensor, " B"]
     """3 significantly better ... 0 negligibly, -1 unknown."""
     margins: Float[Tensor, " B"]
@@ -42,7 +44,7 @@ class PairBatch:
         return len(self.numbers)
 
     def to(self, device: torch.device | str) -> "PairBatch":
-        rest = (self.ends, self.ratings, self.margins, self.flags, self.numbers)
+        rest = (self.ends, self.sides, self.ratings, self.margins, self.flags, self.numbers)
         return PairBatch(self.rows.to(device), *(each.to(device, non_blocking=True) for each in rest))
 
 

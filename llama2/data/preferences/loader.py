@@ -4,6 +4,9 @@
     steps       0 0 1 1 2                2 3 3 4 4          two pairs in each: they run over the ends
     ranks       0 1 0 1 0                1 0 1 0 1
 
+Pairs about one prompt come one after another, so that it is read once for them, and since one step learns from all of
+them none is learnt by heart before the others (arXiv:2203.02155 sec. 3.5).
+
 `state` is where the stream stands, as plain numbers for JSON: a loader that is given it goes on with the very next
 pair, on any number of ranks.
 """
@@ -41,6 +44,11 @@ class Judged(Protocol[BatchOut]):
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each, of its longest side."""
+        ...
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Which prompt each is about, counted from 0."""
         ...
 
     def tokens_in(self, numbers: Sequence[int]) -> int: ...
@@ -116,12 +124,15 @@ class PairLoader(Generic[BatchT]):
 
     def _shuffled(self) -> np.ndarray:
         """Return the order of an epoch: at random, but those of a step are of about one length, to pad little."""
-        rng = np.random.default_rng((self.seed, 4, self._epoch))
-        order = rng.permutation(len(self.set))
+        rng, groups = np.random.default_rng((self.seed, 4, self._epoch)), self.set.groups
+        place = rng.permutation(groups.max() + 1)[groups]
+        longest = np.zeros(groups.max() + 1, np.int64)
+        np.maximum.at(longest, groups, self.set.lengths)
+        order = np.argsort(place, kind="stable")
         steps: list[np.ndarray] = []
         for start in range(0, len(order), WINDOW * self.batch_size):
             window = order[start : start + WINDOW * self.batch_size]
-            window = window[np.argsort(self.set.lengths[window], kind="stable")]
+            window = window[np.lexsort((place[window], longest[groups[window]]))]
             steps += np.split(window, range(self.batch_size, len(window), self.batch_size))
         # The last step may be short: it stays the last, so that every other one is of one length.
         whole = [step for step in steps if len(step) == self.batch_size]

@@ -8,8 +8,9 @@ What is too long is refused or left out, as the caller says; never cut.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -46,6 +47,13 @@ class Judged:
     def n_tokens(self) -> int:
         return self.rows.n_tokens
 
+    @cached_property
+    def prompts(self) -> np.ndarray:
+        """Which prompt each row answers, counted from 0: rows that answer the same one have one number."""
+        return numbered(
+            self.rows.document(i)[: int(np.argmax(self.rows.trained(i)))].tobytes() for i in range(len(self.rows))
+        )
+
 
 @dataclass(frozen=True)
 class PairSet(Judged):
@@ -66,6 +74,17 @@ class PairSet(Judged):
         return len(self.ratings)
 
     @property
+    def groups(self) -> np.ndarray:
+        """Which prompt each pair is about."""
+        return self.prompts[0::2]
+
+    @cached_property
+    def _first_alike(self) -> np.ndarray:
+        """Of each row, the first one that has the same tokens."""
+        alike = numbered(self.rows.document(i).tobytes() for i in range(len(self.rows)))
+        return np.unique(alike, return_index=True)[1][alike]
+
+    @property
     def what(self) -> str:
         return "pairs"
 
@@ -79,11 +98,13 @@ class PairSet(Judged):
         return int(self.rows.lengths.reshape(-1, 2)[np.asarray(numbers, np.int64)].sum())
 
     def batch(self, numbers: Sequence[int]) -> PairBatch:
-        """Lay out these pairs."""
+        """Lay out these pairs, each different answer once."""
         at = np.asarray(numbers, np.int64)
-        rows, ends = lay_out(self.rows, np.concatenate([2 * at, 2 * at + 1]))
+        kept, sides = np.unique(self._first_alike[np.concatenate([2 * at, 2 * at + 1])], return_inverse=True)
+        rows, ends = lay_out(self.rows, kept)
         ratings, margins, flags = (torch.from_numpy(each[at]) for each in (self.ratings, self.margins, self.flags))
-        return PairBatch(rows, ends, ratings.long(), margins, flags.long(), torch.from_numpy(at))
+        rest = (ratings.long(), margins, flags.long(), torch.from_numpy(at))
+        return PairBatch(rows, ends, torch.from_numpy(sides), *rest)
 
     def part(self, numbers: Sequence[int], name: str | None = None) -> "PairSet":
         """Return only these pairs."""
@@ -102,6 +123,11 @@ class LabelledSet(Judged):
 
     def __len__(self) -> int:
         return len(self.is_good)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Which prompt each answers."""
+        return self.prompts
 
     @property
     def what(self) -> str:
@@ -128,6 +154,12 @@ class LabelledSet(Judged):
 
 
 JudgedSet = TypeVar("JudgedSet", PairSet, LabelledSet)
+
+
+def numbered(keys: Iterable[Hashable]) -> np.ndarray:
+    """Return a number for each key, equal ones for equal keys, counted from 0 as they come."""
+    known: dict[Hashable, int] = {}
+    return np.array([known.setdefault(key, len(known)) for key in keys], np.int64)
 
 
 def read_pair_set(path: str | Path, tokenizer: Tokenizer, *, broken: Broken | None = None, **settings) -> PairSet:
@@ -238,13 +270,18 @@ def joined(sets: Sequence[PairSet]) -> PairSet:
 
 
 def set_aside(found: JudgedSet, share: float, *, seed: int) -> tuple[JudgedSet, JudgedSet]:
-    """Return the set without a seeded share of it, and that share, at least one, in random order."""
-    order = np.random.default_rng((seed, 3)).permutation(len(found))
+    """Return the set without a seeded share of it, and that share, at least one, in random order.
+
+    All that is about one prompt goes to one side.
+    """
+    place = np.random.default_rng((seed, 3)).permutation(found.groups.max() + 1)[found.groups]
+    order = np.argsort(place, kind="stable")
     n = max(1, round(share * len(found)))
+    n = int(np.searchsorted(place[order], place[order[min(n, len(found)) - 1]], side="right"))  # to the prompt's end
     if n >= len(found):
         raise DataError(
-            f"{found.name} has {len(found)} {found.what}, too few to set {share:g} of them aside to judge by; give "
-            "--eval-data, or --eval-share 0"
+            f"{found.name} has {len(found)} {found.what} about {found.groups.max() + 1} prompts, too few to set "
+            f"{share:g} of them aside to judge by; give --eval-data, or --eval-share 0"
         )
     aside, kept = order[:n].tolist(), sorted(order[n:].tolist())
     return found.part(kept), found.part(aside, f"{found.name} (set aside)")

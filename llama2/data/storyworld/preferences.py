@@ -60,14 +60,14 @@ def rating_of(difference: float) -> Rating:
     return next(rating for rating, least in RATINGS.items() if difference >= least)
 
 
-def preference(seed: int, index: int, *, split: Split = "train") -> Preference:
-    """Return the index-th pair of a world; the same arguments give the same pair."""
+def preference(seed: int, index: int, *, split: Split = "train", pair: int = 0) -> Preference:
+    """Return a pair about the index-th prompt of a world; the same arguments give the same pair."""
     rng = random.Random(f"preference/{seed}/{split}/{index}")
     if rng.random() < SAFE_SHARE:
-        return _about_safety(rng, safety_request(seed, index, split=split))
+        return _about_safety(_again(rng, pair), safety_request(seed, index, split=split))
     found = dialogue(seed, index, split=split, n_turns=rng.randint(*N_TURNS))
     which = 0 if rng.random() < 0.3 else rng.randrange(len(found.turns))
-    turn = found.turns[which]
+    turn, rng = found.turns[which], _again(rng, pair)
     wanted, n_tries = rng.choice(list(RATINGS)), 0
     while True:
         better, worse = _two_answers(rng, turn)
@@ -97,9 +97,14 @@ def _two_answers(rng: random.Random, turn: Turn) -> list[tuple[float, str, str]]
             return sorted(graded, reverse=True)
 
 
-def preferences(seed: int, n: int, *, split: Split = "train") -> Iterator[Preference]:
-    """Yield the first n pairs of a world."""
-    return (preference(seed, index, split=split) for index in range(n))
+def _again(rng: random.Random, number: int) -> random.Random:
+    """Return a source of chance for a prompt's pair; for the first one what is left of the prompt's own."""
+    return random.Random(f"{rng.random()}/{number}") if number else rng
+
+
+def preferences(seed: int, n: int, *, split: Split = "train", per_prompt: int = 1) -> Iterator[Preference]:
+    """Yield the first n pairs of a world, some about each prompt."""
+    return (preference(seed, i // per_prompt, split=split, pair=i % per_prompt) for i in range(n))
 
 
 def _about_safety(rng: random.Random, request: SafetyRequest) -> Preference:

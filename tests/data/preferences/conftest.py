@@ -8,10 +8,10 @@ from llama2.data.storyworld.preferences import preferences
 from tests.pocket import pocket_tokenizer
 
 
-def world_pairs(n: int) -> list[Pair]:
+def world_pairs(n: int, *, per_prompt: int = 1) -> list[Pair]:
     return [
         Pair(f"world:{i}", each.prompt, each.chosen, each.rejected, each.rating, is_safety=each.kind == "safe")
-        for i, each in enumerate(preferences(0, n))
+        for i, each in enumerate(preferences(0, n, per_prompt=per_prompt))
     ]
 
 
@@ -26,6 +26,12 @@ def world_labelled(n: int) -> list[Labelled]:
 @pytest.fixture(scope="session")
 def pairs():
     return collect_pairs(world_pairs(23), pocket_tokenizer(), name="world", length=4096)
+
+
+@pytest.fixture(scope="session")
+def crowded():
+    """Four pairs about each of twelve prompts."""
+    return collect_pairs(world_pairs(48, per_prompt=4), pocket_tokenizer(), name="world", length=4096)
 
 
 @pytest.fixture(scope="session")

@@ -30,11 +30,20 @@ def check_rows(rows, ends, examples, numbers):
 
 def test_the_chosen_come_first_and_the_rejected_in_the_same_order(pairs):
     batch = pairs.batch([7, 2, 11])
-    check_rows(batch.rows, batch.ends, pairs.rows, [14, 4, 22, 15, 5, 23])
+    check_rows(batch.rows, batch.ends, pairs.rows, [4, 5, 14, 15, 22, 23])
+    assert batch.sides.tolist() == [2, 0, 4, 3, 1, 5]
     assert batch.n_pairs == 3 and batch.numbers.tolist() == [7, 2, 11]
     assert batch.ratings.tolist() == pairs.ratings[[7, 2, 11]].tolist()
     assert batch.margins.tolist() == pairs.margins[[7, 2, 11]].tolist()
     assert batch.flags.tolist() == pairs.flags[[7, 2, 11]].tolist()
+
+
+def test_an_answer_in_several_pairs_is_read_once(crowded):
+    for at in range(0, len(crowded), 4):  # four pairs about each prompt
+        batch = crowded.batch(range(at, at + 4))
+        wanted = [crowded.rows.document(row).tolist() for side in (0, 1) for row in range(2 * at + side, 2 * at + 8, 2)]
+        found = [batch.rows.tokens[row, : batch.ends[row] + 1].tolist() for row in batch.sides]
+        assert found == wanted and len(batch.rows.tokens) == len({tuple(row) for row in wanted}) < 8
 
 
 def test_labelled_answers_are_rows(answers):
@@ -56,7 +65,7 @@ def test_the_state_at_the_end_does_not_depend_on_the_padding(pairs, scaling):
     order = sorted(range(len(pairs)), key=lambda i: pairs.tokens_in([i]))
     together = pairs.batch([order[0], order[-1]])
     states = model.hidden(together.rows.tokens, together.rows.positions)
-    for row, number in ((0, 2 * order[0]), (2, 2 * order[0] + 1)):
+    for row, number in ((batch_row, 2 * order[0] + side) for side, batch_row in enumerate(together.sides[[0, 2]])):
         alone = model.hidden(torch.from_numpy(pairs.rows.document(number).astype("int64"))[None])[0, -1]
         torch.testing.assert_close(states[row, together.ends[row]], alone, rtol=0, atol=1e-12)
 

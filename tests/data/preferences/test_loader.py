@@ -17,6 +17,10 @@ def numbers(batches):
     return [number for batch in batches for number in batch.numbers.tolist()]
 
 
+def sides(batch):
+    return batch.rows.tokens[batch.sides]
+
+
 @pytest.mark.parametrize(("n_ranks", "micro"), [(1, 1), (2, 2), (2, 1), (4, 1)])
 def test_ranks_together_see_what_one_process_sees(pairs, n_ranks, micro):
     whole, parts = make(pairs), [make(pairs, rank=rank, n_ranks=n_ranks, micro=micro) for rank in range(n_ranks)]
@@ -26,8 +30,8 @@ def test_ranks_together_see_what_one_process_sees(pairs, n_ranks, micro):
         assert [number for step in steps for number in numbers(step)] == expected.numbers.tolist()
         assert {part.n_read for part in parts} == {whole.n_read}
         assert [part.state for part in parts] == [whole.state] * n_ranks
-        chosen = [row for step in steps for batch in step for row in batch.rows.tokens[: batch.n_pairs]]
-        for row, other in zip(chosen, expected.rows.tokens, strict=False):
+        chosen = [row for step in steps for batch in step for row in sides(batch)[: batch.n_pairs]]
+        for row, other in zip(chosen, sides(expected)[: expected.n_pairs], strict=True):
             n = min(len(row), len(other))
             assert torch.equal(row[:n], other[:n]) and not row[n:].any() and not other[n:].any()
 
@@ -52,6 +56,13 @@ def test_every_epoch_takes_each_once_in_another_order(pairs):
     assert len({tuple(epoch) for epoch in epochs}) == 4
     assert numbers(make(pairs).step()) == seen[:4] != numbers(make(pairs, seed=4).step())
     assert loader.state == {"epoch": 3, "taken": 23}
+
+
+def test_pairs_about_one_prompt_come_one_after_another(crowded):
+    loader = make(crowded, batch_size=4)
+    for _ in range(2 * len(crowded) // 4):
+        (batch,) = loader.step()
+        assert len({number // 4 for number in batch.numbers.tolist()}) == 1
 
 
 def test_a_step_may_be_larger_than_the_set(pairs):

@@ -28,6 +28,10 @@ FOUR = [
 ]
 
 
+def asking(i):
+    return (Message("user", f"Hi {i}"),)
+
+
 def make(pairs=FOUR, *, length=200, **settings):
     return collect_pairs(pairs, POCKET, name="four", length=length, **settings)
 
@@ -74,15 +78,22 @@ def test_a_pair_fits_if_its_longer_side_does():
 
 
 def test_a_seeded_share_is_set_aside():
-    found = make([Pair(f"a:{i}", HI, f"{i}!", "No", None, float(i)) for i in range(20)])
+    found = make([Pair(f"a:{i}", asking(i), f"{i}!", "No", None, float(i)) for i in range(20)])
     kept, aside = set_aside(found, 0.2, seed=1)
     assert (len(kept), len(aside)) == (16, 4)
     assert sorted([*kept.margins, *aside.margins]) == list(range(20))
     assert kept.margins.tolist() == sorted(kept.margins) and aside.name == "four (set aside)"
     assert set_aside(found, 0.2, seed=1)[1].margins.tolist() == aside.margins.tolist()
     assert set_aside(found, 0.2, seed=2)[1].margins.tolist() != aside.margins.tolist()
-    with pytest.raises(DataError, match="four has 1 pairs, too few to set 0.1 of them aside"):
+    with pytest.raises(DataError, match="four has 1 pairs about 1 prompts, too few to set 0.1 of them aside"):
         set_aside(found.part([0]), 0.1, seed=0)
+
+
+def test_pairs_about_one_prompt_are_not_set_aside_from_each_other():
+    found = make([Pair(f"a:{i}", asking(i // 3), f"{i}!", "No", None, float(i)) for i in range(21)])
+    kept, aside = set_aside(found, 0.2, seed=1)  # four pairs: the second prompt comes whole
+    assert len(aside) == 6 and len(kept) == 15
+    assert not {int(i) // 3 for i in kept.margins} & {int(i) // 3 for i in aside.margins}
 
 
 def test_labelled_answers_stay_with_their_labels():

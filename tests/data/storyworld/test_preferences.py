@@ -47,6 +47,14 @@ def test_a_seed_gives_the_same_pairs():
     assert [preference(2, i) for i in range(20)] != [preference(3, i) for i in range(20)]
 
 
+def test_pairs_about_one_prompt_differ_and_the_first_is_the_prompts_only_one_else():
+    found = list(preferences(0, 80, per_prompt=4))
+    assert found[::4] == PAIRS[:20]
+    groups = [found[i : i + 4] for i in range(0, 80, 4)]
+    assert all(len({each.prompt for each in group}) == 1 for group in groups)
+    assert sum(len({(each.chosen, each.rejected) for each in group}) for group in groups) > 60
+
+
 def test_a_record_is_what_preference_trainers_take():
     for pair in PAIRS[:200]:
         line = json.loads(json.dumps(record(pair), ensure_ascii=False))
