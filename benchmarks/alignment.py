@@ -1,6 +1,6 @@
 """What each method of alignment does to the story world's model, by exact judges; one JSON line for each claim.
 
-    python -m benchmarks.alignment DEMO OUT [--only reward,reject,dpo,ppo,grpo,latest,measure,ghost,safety] [--quick]
+    python -m benchmarks.alignment DEMO OUT [--only STAGE,STAGE] [--quick]
 
 DEMO is the folder of a finished `llama2 demo`. Its base learns to converse first (full fine-tuning; standing
 instructions are obeyed where they are said only, and preprompts mean care) from people of uneven care: two answers in
@@ -14,7 +14,7 @@ import dataclasses
 import json
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ CONTEXT = 1024
 N: dict[Split, int] = {"train": 12_000, "heldout": 2_500}
 FLAWED = 0.4
 """Share of the conversations' answers that are not the right one."""
+SHORT = {"en": 150, "es": 150, "zh": 50}
+"""Characters of answers that tell no story."""
 TRAINING: dict[str, Any] = dict(dtype="bfloat16", too_long="drop", device="cpu")
 ALL_WEIGHTS: dict[str, Any] = dict(method="full", optimizer="muon")
 
@@ -66,19 +68,29 @@ def write_world(out: Path, n: Mapping[Split, int]) -> None:
             continue
         partial = folder.with_name(f".{split}")
         partial.mkdir(parents=True, exist_ok=True)
+        judged = pairs(count) if split == "train" else preferences.preferences(0, count, split=split)
         for name, lines in {
+            "preferences": map(preferences.record, judged),
             "questions": (each.line for each in questions.questions(0, count, split=split)),
-            "preferences": (preferences.record(each) for each in preferences.preferences(0, count, split=split)),
-            "safety": (requests.record(each) for each in requests.safety_requests(0, count, split=split)),
+            "safety": (requests.record(each) for each in requests.safety_requests(0, count // 6, split=split)),
             "guarded": guarded.guarded_requests(0, count, split=split),
             "instructions": instructions.instructions(0, count, split=split),
             "talks": (plain(1, index, split, 20 if index % 4 == 0 else 1 + index % 5) for index in range(count // 2)),
             "obedient": (obedient(index, split) for index in range(count // 2)),
             "combined": (obedient(index, split, n_parts=2) for index in range(count // 2)),
-            "long": (plain(0, index, split, 20) for index in range(min(count, 400))),
+            "long": (brief(index, split) for index in range(min(count, 600))),
         }.items():
             (partial / f"{name}.jsonl").write_text("".join(line(each) for each in lines), encoding="utf-8")
         partial.rename(folder)
+
+
+def pairs(n: int) -> Iterator[preferences.Preference]:
+    """Yield pairs about n prompts to learn from: eight about a short answer, four about some of the others."""
+    for index in range(n):
+        first = preferences.preference(0, index)
+        is_short = first.kind == "helpful" and len(first.chosen) < SHORT[first.language]
+        if is_short or index % 3 == 0:
+            yield from (preferences.preference(0, index, pair=i) for i in range(8 if is_short else 4))
 
 
 def plain(seed: int, index: int, split, n_turns: int) -> dict[str, Any]:
@@ -88,6 +100,12 @@ def plain(seed: int, index: int, split, n_turns: int) -> dict[str, Any]:
     messages = [asdict(each) for each in dataclasses.replace(found, turns=turns).messages()]
     slip(random.Random(f"plain/{seed}/{index}"), turns, messages)
     return {"messages": messages, "language": found.language, "instruction": ""}
+
+
+def brief(index: int, split) -> dict[str, Any]:
+    """Return a conversation of twenty turns, the shortest of eight: an instruction needs room in the context too."""
+    some = (plain(0, index + 1200 * i, split, 20) for i in range(8))  # all in one language
+    return min(some, key=lambda each: sum(len(message["content"]) for message in each["messages"]))
 
 
 def obedient(index: int, split, *, n_parts: int = 0) -> dict[str, Any]:
@@ -183,7 +201,7 @@ class Bench:
         names, weights = ("talks", "obedient", "combined"), (0.2, 0.4, 0.4)
         data = tuple(self.train / f"{name}.jsonl" for name in names)
         return self.made(
-            "obedient", lambda run: self.finetuned(run, self.sft, data, weights=weights, max_steps=self.steps(1500))
+            "obedient", lambda run: self.finetuned(run, self.sft, data, weights=weights, max_steps=self.steps(2000))
         )
 
     def finetuned(self, run: Path, model: Path, data: tuple[Path, ...], **settings: Any) -> None:
@@ -199,8 +217,8 @@ class Bench:
 
     def reward_model(self, name: str, **changes: Any) -> Path:
         settings: dict[str, Any] = dict(
-            model=str(self.sft), data=(self.train / "preferences.jsonl",), eval_share=0.0, resume=True, batch_size=32,
-            max_steps=self.steps(350), learning_rate=2e-3, **TRAINING,
+            model=str(self.sft), data=(self.train / "preferences.jsonl",), eval_share=0.0, resume=True, batch_size=64,
+            max_steps=self.steps(500), learning_rate=3e-3, optimizer="muon", **TRAINING,
         )  # fmt: skip
         return self.made(name, lambda run: train_reward(RewardConfig(**{**settings, **changes, "out": run})))
 
@@ -251,11 +269,14 @@ class Bench:
         """Rounds that learn the newest answers alone, with which the paper saw its models forget."""
         return self.rounds("latest", keep_earlier=False)
 
+    def longer(self) -> Path:
+        return self.rounds("longer", n_rounds=1 if self.quick else 3, n_prompts=20 if self.quick else 800)
+
     def rounds(self, name: str, **changes: Any) -> Path:
         def make(run: Path) -> None:
             settings: dict[str, Any] = dict(
                 model=str(self.sft), prompts=(self.train / "questions.jsonl",), reward=GRADE, out=run, resume=True,
-                n_rounds=1 if self.quick else 3, n_samples=8, n_prompts=20 if self.quick else 320, least_gap=0.2,
+                n_rounds=1 if self.quick else 2, n_samples=8, n_prompts=20 if self.quick else 640, least_gap=0.2,
                 temperatures=(1.0,), max_new_tokens=150, tolerance=0.02, learning_rate=1e-3, batch_size=8,
                 n_epochs=2.0, replay=self.right, replay_share=0.3, **ALL_WEIGHTS, **TRAINING,
             )  # fmt: skip
@@ -272,7 +293,9 @@ class Bench:
         )  # fmt: skip
 
     def ppo(self) -> Path:
-        settings: dict[str, Any] = self.online() | dict(lam=1.0, whiten_over="prompt", value_lr=2e-3)
+        settings: dict[str, Any] = self.online() | dict(
+            n_iterations=self.steps(34), lam=1.0, whiten_over="prompt", value_lr=2e-3
+        )
         return self.made("ppo", lambda run: ppo(PpoConfig(**settings, out=run)))
 
     def grpo(self) -> Path:
@@ -284,23 +307,24 @@ class Bench:
         pairs = tuple(sorted(self.reject().parent.glob("round-*/contrasts.jsonl")))
         settings: dict[str, Any] = dict(
             model=str(self.sft), data=pairs, eval_share=0.02, resume=True, batch_size=4 if self.quick else 32,
-            learning_rate=5e-4, beta=0.5, nll_weight=2.0, n_epochs=2.0, **ALL_WEIGHTS, **TRAINING,
+            learning_rate=6e-4, beta=0.5, nll_weight=2.0, n_epochs=3.0, **ALL_WEIGHTS, **TRAINING,
         )  # fmt: skip
         return self.made("dpo", lambda run: train_dpo(DpoConfig(**settings, out=run)))
 
     def ghost(self) -> None:
         """Recall over the turns before and after Ghost Attention."""
-        n = 8 if self.quick else 600
+        n = 8 if self.quick else 900
+        dialogues = (self.train / "long.jsonl", self.train / "talks.jsonl")
 
         def make(run: Path) -> None:
             ghost(
                 GhostConfig(
-                    model=str(self.sft), dialogues=(self.train / "talks.jsonl",),
-                    instructions=self.train / "instructions.jsonl", eval_dialogues=self.held_out / "long.jsonl",
-                    eval_instructions=self.held_out / "instructions.jsonl", out=run, resume=True, n_dialogues=n,
-                    n_eval=4 if self.quick else 100, max_new_tokens=180, method="lora", optimizer="muon",
-                    learning_rate=3e-3, batch_size=8, n_epochs=4.0, replay=(self.train / "talks.jsonl",),
-                    replay_share=0.2, dtype="bfloat16", device="cpu",
+                    model=str(self.obedient), dialogues=dialogues, instructions=self.train / "instructions.jsonl",
+                    eval_dialogues=self.held_out / "long.jsonl", out=run, resume=True,
+                    eval_instructions=self.held_out / "instructions.jsonl", n_dialogues=n,
+                    n_eval=4 if self.quick else 100, max_new_tokens=180, temperature=0.5, keep="obedient",
+                    learning_rate=1e-3, batch_size=8, n_epochs=3.0, replay=(self.train / "talks.jsonl",),
+                    replay_share=0.2, dtype="bfloat16", device="cpu", **ALL_WEIGHTS,
                 )
             )  # fmt: skip
 
@@ -317,9 +341,9 @@ class Bench:
                     model=str(self.sft), prompts=(self.train / "safety.jsonl",), safety_reward=str(self.safety),
                     eval_prompts=(self.held_out / "questions.jsonl", self.held_out / "safety.jsonl"), out=run,
                     resume=True, n_eval=20 if self.quick else 900,
-                    amounts=(0, 100) if self.quick else (0, 1, 10, 25, 50, 100), max_new_tokens=150, method="lora",
-                    learning_rate=5e-3, batch_size=8, n_epochs=2.0, replay=(self.train / "talks.jsonl",),
-                    replay_share=0.5, **TRAINING,
+                    amounts=(0, 100) if self.quick else (0, 1, 10, 25, 50, 100), max_new_tokens=150,
+                    learning_rate=1e-3, batch_size=8, n_epochs=2.0, replay=self.conversations, replay_share=0.5,
+                    **ALL_WEIGHTS, **TRAINING,
                 )
             )  # fmt: skip
 
@@ -369,14 +393,15 @@ def rounded(value: object) -> object:
     return {key: rounded(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
-METHODS = ("reject", "dpo", "ppo", "grpo", "latest")
+METHODS = ("reject", "dpo", "ppo", "grpo", "latest", "longer")
+STAGES = ("reward", *METHODS, "measure", "ghost", "safety")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", default="reward,reject,dpo,ppo,grpo,latest,measure,ghost,safety")
+    parser.add_argument("--only", default=",".join(STAGES), help=f"some of {', '.join(STAGES)}")
     parser.add_argument("--quick", action="store_true", help="a trace of everything")
     arguments = parser.parse_args()
     keep_freed_memory()  # as our commands do

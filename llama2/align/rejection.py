@@ -161,15 +161,16 @@ def best_of(group: Sequence[dict[str, Any]], tolerance: float | None = None) -> 
 
 def contrasts(group: Sequence[dict[str, Any]], least_gap: float) -> list[dict[str, Any]]:
     """Return pairs to learn by `llama2 dpo`: the best answer and the worst, the second best and the second worst and so
-    on, K / 4 of them, but for those whose rewards differ by less than least_gap or not at all.
+    on, K / 2 of them, but for those whose rewards differ by less than least_gap or not at all, each pair once.
     """
     whole = sorted(came_to_their_end(group), key=lambda each: each["reward"])
-    pairs = zip(whole[::-1], whole[: max(1, len(group) // 4)], strict=False)
-    return [
-        {"prompt": better["prompt"], "chosen": better["completion"], "rejected": worse["completion"]}
+    pairs = zip(whole[::-1], whole[: max(1, len(group) // 2)], strict=False)
+    found = {
+        (better["completion"], worse["completion"]): better["prompt"]
         for better, worse in pairs
         if better["reward"] > worse["reward"] and better["reward"] - worse["reward"] >= least_gap
-    ]
+    }
+    return [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for (chosen, rejected), prompt in found.items()]
 
 
 def came_to_their_end(group: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

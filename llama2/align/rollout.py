@@ -109,14 +109,15 @@ def sample(
 ) -> list[Sampled]:
     """Return n answers to each of these prompts, those of one prompt together.
 
-    They follow from the weights, the seed and the number of the prompt alone (in float32; see `Engine`). adapter: the
-    one that takes part, of a model that has some. world: those who share the prompts and have the same weights; each
-    answers its part, perhaps none, and all get all answers, in the order of one process.
+    They follow from the weights, the seed and the number of the prompt alone (in float32; see `Engine`), and end where
+    the context does. adapter: the one that takes part, of a model that has some. world: those who share the prompts and
+    have the same weights; each answers its part, perhaps none, and all get all answers, in the order of one process.
     """
     numbers = [numbers[i] for i in world.share(len(numbers))]
     was_training = model.training
     engine = Engine(model.eval(), max_batch=sampling.max_batch)
-    params = dict(max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=1.0, n=n)
+    params = dict(temperature=sampling.temperature, top_p=1.0, n=n)
+    context = model.config.context_length
     with_adapter = adapter if adapter in adapter_names(model) else None
     requests = [
         Request(
@@ -124,6 +125,7 @@ def sample(
             prompts.ids[number],
             SamplingParams(
                 **params,  # pyright: ignore[reportArgumentType]
+                max_new_tokens=min(sampling.max_new_tokens, context - len(prompts.ids[number])),
                 stop_ids=(prompts.end_id,),
                 logprobs=0,
                 seed=seed_of(seed, number),

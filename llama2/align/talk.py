@@ -15,6 +15,9 @@ from llama2.chat import Conversation, Message
 from llama2.llm import LLM
 from llama2.parallel.mesh import World
 
+ROOM = 48
+"""Tokens that the context must have left for a dialogue to go on: most answers late in one are short."""
+
 
 @dataclass
 class Talk:
@@ -50,13 +53,17 @@ def carry_on(
     chat_format: str | None = None,
     world: World = World(),
 ) -> None:
-    """Answer every question of every dialogue; one that outgrows the model's context stays as long as it is."""
+    """Answer every question of every dialogue; one that outgrows the model's context stays as long as it is.
+
+    An answer that the end of the context cuts is not kept.
+    """
+    least = min(ROOM, sampling.max_new_tokens)
     for turn in range(max((talk.n_turns for talk in talks), default=0)):
         going = [talk for talk in talks if talk.n_turns > turn and not talk.is_too_long]
         asked = [until(talk.questions, talk.answers, talk.system) for talk in going]
         for talk, conversation in zip(going, asked, strict=True):
             rendered = chat.render(conversation, llm.tokenizer, format=chat_format, add_generation_prompt=True)
-            talk.is_too_long = len(rendered.tokens) + sampling.max_new_tokens > llm.config.context_length
+            talk.is_too_long = len(rendered.tokens) + least > llm.config.context_length
         kept = [i for i, talk in enumerate(going) if not talk.is_too_long]
         if not kept:
             return
@@ -64,10 +71,12 @@ def carry_on(
             [asked[i] for i in kept],
             llm.tokenizer,
             context_length=llm.config.context_length,
-            max_new_tokens=sampling.max_new_tokens,
+            max_new_tokens=least,
             chat_format=chat_format,
         )
         found = sample(llm.model, prompts, range(len(kept)), sampling, seed=1_000 * seed + turn, world=world)
         for i, answer in zip(kept, found, strict=True):
-            going[i].answers.append(answer.text)
-            going[i].is_cut.append(answer.is_cut)
+            going[i].is_too_long = answer.is_cut and len(answer.ids) < sampling.max_new_tokens
+            if not going[i].is_too_long:
+                going[i].answers.append(answer.text)
+                going[i].is_cut.append(answer.is_cut)

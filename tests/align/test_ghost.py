@@ -199,6 +199,14 @@ def test_a_dialogue_that_outgrows_the_context_is_left_out_of_later_turns(setting
     assert all(row["share"] is None for row in rows if not row["n"])
 
 
+def test_an_answer_that_the_end_of_the_context_cuts_is_not_kept(model):
+    llm = llama2.load(model, device="cpu")
+    talks = [Talk(("q" * 180, "q"), "") for _ in range(8)]
+    carry_on(llm, talks, Sampling(150, temperature=3.0), seed=0)
+    cut = [each for each in talks if each.is_too_long and not each.answers]
+    assert cut and all(each.is_cut == [False] * len(each.answers) for each in talks)
+
+
 def test_only_obedient_examples_where_it_is_asked_for(settings):
     config = settings(depths="every", keep="obedient")
     learnt, _, check = read_all(config, QUIET)
@@ -250,5 +258,9 @@ def test_settings_and_files_that_cannot_work_are_refused(settings, tmp_path):
     run(ConfigError, "name files of conversations", dialogues=())
     run(ConfigError, "temperature=-1", temperature=-1.0)
     run(ConfigError, "tensor_parallel=2 is not for", tensor_parallel=2)
-    run(DataError, "no answer .* is fit to learn.*no room", max_new_tokens=250)
+    long = [{"messages": [{"role": "user", "content": "q" * 70}, *talk(i, 2)["messages"][1:]]} for i in range(8)]
+    run(
+        DataError, "no answer .* is fit to learn.*no room", dialogues=write(tmp_path / "long.jsonl", long),
+        model=str(chatty(tmp_path / "small", context_length=80)),
+    )  # fmt: skip
     assert check_of(None, [{"text": "x"}]) is None

@@ -93,7 +93,8 @@ def test_the_best_are_paired_with_the_worst():
 
     rewards = {"a": 0.5, "b": 0.9, "c": 0.1, "d": 0.4, "e": 0.8, "f": 0.3, "g": 0.6, "h": 0.7}
     group = [answer(text, reward) for text, reward in rewards.items()]
-    assert pairs(group, 0.0) == [("b", "c"), ("e", "f")]  # 8 / 4 of them
+    assert pairs(group, 0.0) == [("b", "c"), ("e", "f"), ("h", "d"), ("g", "a")]  # 8 / 2 of them
+    assert pairs([answer("b", 0.9), answer("b", 0.9), answer("c", 0.1), answer("c", 0.1)], 0.0) == [("b", "c")]
     assert pairs(group, 0.6) == [("b", "c")]
     assert pairs([answer("a", 0.5), answer("b", 0.9), answer("c", 1.0, True), answer("", 0.0)], 0.0) == [("b", "a")]
     assert pairs([answer("a", 0.5), answer("b", 0.5)], 0.0) == [] and pairs(group[:1], 0.0) == []
