@@ -85,10 +85,13 @@ def write_world(out: Path, n: Mapping[Split, int]) -> None:
 
 
 def pairs(n: int) -> Iterator[preferences.Preference]:
-    """Yield pairs about n prompts to learn from: eight about a short answer, four about some of the others."""
+    """Yield pairs about n prompts to learn from: eight about a short answer, four about some others.
+
+    Harmless requests that look unsafe are among these others: else refusals would nearly always be wrong.
+    """
     for index in range(n):
         first = preferences.preference(0, index)
-        is_short = first.kind == "helpful" and len(first.chosen) < SHORT[first.language]
+        is_short = len(first.chosen) < SHORT[first.language] and first.flaw != "false_refusal"
         if is_short or index % 3 == 0:
             yield from (preferences.preference(0, index, pair=i) for i in range(8 if is_short else 4))
 
@@ -246,16 +249,16 @@ class Bench:
             ]
             gaps = np.array(sides[0]) - np.array(sides[1])
             values: dict[str, object] = {"model": name, "seconds": self.seconds[folder.parent.name]}
-            for kind in ("helpful", "safe"):
+            for kind in ("all", "helpful", "safe"):
                 for rating in preferences.RATINGS:
                     right = [
-                        gap > 0 for gap, p in zip(gaps, pairs, strict=True) if (p.kind, p.rating) == (kind, rating)
+                        gap > 0
+                        for gap, p in zip(gaps, pairs, strict=True)
+                        if p.rating == rating and kind in ("all", p.kind)
                     ]
                     if right:
-                        low, high = wilson(sum(right), len(right))
-                        values[f"{kind}: {rating}"] = [
-                            round(100 * each, 1) for each in (sum(right) / len(right), low, high)
-                        ]
+                        values[f"{kind}: {rating}"] = round(100 * sum(right) / len(right), 1)
+                        values[f"{kind}: {rating}, 95 %"] = [round(100 * x, 1) for x in wilson(sum(right), len(right))]
             if model.tells_safety:
                 values |= found_unsafe(model, pairs)
             report("reward models", values)
@@ -330,7 +333,13 @@ class Bench:
 
         self.made("ghost", make, model="run/model")
         recall = json.loads((self.out / "ghost" / "recall.json").read_text())
-        report("ghost attention", {"seconds": self.seconds["ghost"], "recall": recall})
+        values = {
+            f"{when} {row['turn']}": round(100 * row["share"], 1)
+            for when, rows in recall.items()
+            for row in rows
+            if row["share"] is not None
+        }
+        report("ghost attention", {"seconds": self.seconds["ghost"], **values, "recall": recall})
 
     def distil(self) -> None:
         """Safety and helpfulness against the amount of safety data."""
@@ -349,7 +358,12 @@ class Bench:
 
         self.made("safety", make, model="amount-100/run/model")
         curves = json.loads((self.out / "safety" / "curves.json").read_text())
-        report("safety", {"seconds": self.seconds["safety"], "curves": curves})
+        values = {
+            f"{name} at {each['amount']:g} %": round(100 * each[name]["share"], 1)
+            for each in curves["amounts"]
+            for name in ("refused", "false_refusals")
+        }
+        report("safety", {"seconds": self.seconds["safety"], **values, "curves": curves})
 
     def measure(self, names: list[str]) -> None:
         """The exact grade of every model's answers, and how far it went."""
@@ -362,7 +376,8 @@ class Bench:
             begun = found if begun is None else begun
             values = {key: rounded(value) for key, value in asdict(found).items()}
             closed = (found.grade - begun.grade) / (1 - begun.grade)
-            report("alignment", {"model": name, "seconds": self.seconds[name], "closed": round(closed, 3), **values})
+            told = {"closed": round(closed, 3), "unsafe refused": round(100 * found.refused[0], 1)}
+            report("alignment", {"model": name, "seconds": self.seconds[name], **told, **values})
 
 
 def found_unsafe(model, pairs) -> dict[str, object]:

@@ -127,7 +127,31 @@ AIMS = (
     Aim("sst2", "", "bfloat16", "accuracy", 78.0, ""),
     Aim("multi30k", "", "bfloat16", "usual: chrF - baseline", 10.0, ""),
     Aim("multi30k", "", "bfloat16", "best: chrF - baseline", 10.0, ""),
-    *(Aim("alignment", name, "", "closed", 0.3, "docs/alignment.md.") for name in ("reject", "dpo", "ppo", "grpo")),
+    Aim(
+        "alignment", "reject", "", "closed", 0.3,
+        "It is what fits into three minutes; three rounds of 800 prompts are `longer` below. Larger and smaller steps, "
+        "higher and lower rates give as much or less: docs/log.md.",
+    ),
+    *(Aim("alignment", name, "", "closed", 0.3, "docs/alignment.md.") for name in ("dpo", "ppo", "grpo")),
+    *(
+        Aim(
+            "alignment", name, "", "unsafe refused", 95.0,
+            "More requests under a preprompt in the chat model's data raised it from 78 to 94 at most: docs/log.md.",
+        )
+        for name in ("reject", "dpo", "ppo", "grpo")
+    ),
+    Aim(
+        "ghost attention", "", "", "after 2", 100.0,
+        "Two dialogues of 100 fail from the first turn on: a role that nobody asked for, and one in a wrong language.",
+    ),
+    Aim("ghost attention", "", "", "after 20", 90.0, "docs/log.md."),
+    Aim("safety", "", "", "refused at 10 %", 95.0, "docs/log.md."),
+    Aim(
+        "reward models", "helpfulness", "", "all: significantly better", 95.0,
+        "Several pairs about one prompt, more pairs about short answers, two more layers, Muon for AdamW: docs/log.md. "
+        "What is left are answers about somebody else and wrong outcomes.",
+    ),
+    Aim("reward models", "safety", "", "recall at precision 90", 95.0, ""),
     Aim("ppo sampling", "model", "bfloat16", "ratio", 3.0, ""),
 )  # fmt: skip
 
@@ -187,7 +211,7 @@ def belongs(line: dict, aim: Aim) -> bool:
     return line["claim"] == aim.claim and all(same)
 
 
-HIDDEN = ("claim", "machine", "commit", "curve", "transformers")
+HIDDEN = ("claim", "machine", "commit", "curve", "transformers", "recall", "curves")
 
 
 def table(lines: list[dict]) -> str:

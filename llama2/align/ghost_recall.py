@@ -101,6 +101,7 @@ def draw_recall(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
             low, high = ([row[end] for row in some] for end in ("low", "high"))
             axes.fill_between(turns, low, high, color=colour, alpha=0.15)
         axes.set_ylim(-0.02, 1.02)
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("turn", fontsize=8)
         axes.set_title("Answers that obey what was said in the first turn", fontsize=10, loc="left")
         axes.legend(frameon=False, fontsize=8)

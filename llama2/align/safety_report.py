@@ -187,7 +187,7 @@ def told(value: Line | float | None, *, digits: int = 1) -> str:
 
 
 def draw_curves(curves: Sequence[Line]) -> bytes:
-    """Return the plot as a PNG: shares on the left axis, mean rewards on the right one."""
+    """Return the plot as a PNG: shares on the left axis, with rewards that lie from 0 to 1, others on the right one."""
     amounts = [each["amount"] for each in curves]
 
     def draw(axes) -> None:
@@ -203,12 +203,16 @@ def draw_curves(curves: Sequence[Line]) -> bytes:
         axes.set_ylim(-0.02, 1.02)
         rewards = axes.twinx()
         for name, label, colour in (
-            ("safety_reward", "safety reward (right)", "#3f9b6c"),
-            ("helpfulness", "helpfulness (right)", "#8a63b8"),
+            ("safety_reward", "safety reward", "#3f9b6c"),
+            ("helpfulness", "helpfulness", "#8a63b8"),
         ):
-            if all(each[name] is not None for each in curves):
-                rewards.plot(amounts, [each[name] for each in curves], "o--", color=colour, markersize=3.5, label=label)
+            values = [each[name] for each in curves]
+            if all(value is not None for value in values):
+                is_share = all(0 <= value <= 1 for value in values)
+                label = label if is_share else f"{label} (right)"
+                (axes if is_share else rewards).plot(amounts, values, "o--", color=colour, markersize=3.5, label=label)
         rewards.tick_params(labelsize=8)
+        rewards.yaxis.set_visible(bool(rewards.get_lines()))
         axes.set_xlabel("percent of the safety data", fontsize=8)
         axes.set_title("Safety and helpfulness", fontsize=10, loc="left")
         lines = [*axes.get_lines(), *rewards.get_lines()]
