@@ -92,7 +92,7 @@ def pairs(n: int) -> Iterator[preferences.Preference]:
     for index in range(n):
         first = preferences.preference(0, index)
         is_short = len(first.chosen) < SHORT[first.language] and first.flaw != "false_refusal"
-        if is_short or index % 3 == 0:
+        if is_short or index // 3 % 3 == 0:  # the language goes by index % 3
             yield from (preferences.preference(0, index, pair=i) for i in range(8 if is_short else 4))
 
 
@@ -272,9 +272,6 @@ class Bench:
         """Rounds that learn the newest answers alone, with which the paper saw its models forget."""
         return self.rounds("latest", keep_earlier=False)
 
-    def longer(self) -> Path:
-        return self.rounds("longer", n_rounds=1 if self.quick else 3, n_prompts=20 if self.quick else 800)
-
     def rounds(self, name: str, **changes: Any) -> Path:
         def make(run: Path) -> None:
             settings: dict[str, Any] = dict(
@@ -408,7 +405,7 @@ def rounded(value: object) -> object:
     return {key: rounded(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
-METHODS = ("reject", "dpo", "ppo", "grpo", "latest", "longer")
+METHODS = ("reject", "dpo", "ppo", "grpo", "latest")
 STAGES = ("reward", *METHODS, "measure", "ghost", "safety")
 
 
