@@ -239,7 +239,6 @@ class Bench:
         for name, folder in {
             "helpfulness": self.helpfulness,
             "safety": self.safety,
-            "one": self.reward_model("reward-one"),
             "none": self.reward_model("reward-margin-none", mix="helpfulness", margin="none"),
             "large": self.reward_model("reward-margin-large", mix="helpfulness", margin="large"),
         }.items():
