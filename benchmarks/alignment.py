@@ -77,7 +77,7 @@ def write_world(out: Path, n: Mapping[Split, int]) -> None:
             "instructions": instructions.instructions(0, count, split=split),
             "talks": (plain(1, index, split, 20 if index % 4 == 0 else 1 + index % 5) for index in range(count // 2)),
             "obedient": (obedient(index, split) for index in range(count // 2)),
-            "combined": (obedient(index, split, n_parts=2) for index in range(count // 2)),
+            "combined": (obedient(index, split, n_parts=(2,)) for index in range(count // 2)),
             "long": (brief(index, split) for index in range(min(count, 600))),
         }.items():
             (partial / f"{name}.jsonl").write_text("".join(line(each) for each in lines), encoding="utf-8")
@@ -111,17 +111,17 @@ def brief(index: int, split) -> dict[str, Any]:
     return min(some, key=lambda each: sum(len(message["content"]) for message in each["messages"]))
 
 
-def obedient(index: int, split, *, n_parts: int = 0) -> dict[str, Any]:
+def obedient(index: int, split, *, n_parts: Sequence[int] = (1, 2)) -> dict[str, Any]:
     """Return a conversation in which the instruction is said with every question, and never forgotten.
 
-    Every other one is played in a role, which takes most learning: which animal says what. n_parts: of the
-    instruction; one or two if it is 0.
+    Every other one is played in a role, which takes most learning: which animal says what. n_parts: how
+    many parts the instruction may have.
     """
     number, n_turns = index, 2 + index // 2 % 5
     while True:
         found = dialogue(2, number, split=split, n_turns=n_turns)
         kinds = found.standing.kinds if found.standing else ()
-        if len(kinds) in ((n_parts,) if n_parts else (1, 2)) and ("role" in kinds or index % 2):
+        if len(kinds) in n_parts and ("role" in kinds or index % 2):
             break
         number += 1_000_003
     assert found.standing is not None
